@@ -1,0 +1,63 @@
+"""Where tasks come from.
+
+Names are imported when they are first used, so that importing this package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from quickstudy.data.base import SPLITS, Dataset, Split, TaskSource
+    from quickstudy.data.glyphs import Glyphs
+    from quickstudy.data.images import ImageClasses
+    from quickstudy.data.omniglot import Omniglot
+    from quickstudy.data.registry import DATASETS, Entry, dataset_entry
+    from quickstudy.data.sheet import contact_sheet
+    from quickstudy.data.sine import Sine
+    from quickstudy.data.store import open_store, write_store
+
+_HOMES = {
+    "SPLITS": "base",
+    "Dataset": "base",
+    "Split": "base",
+    "TaskSource": "base",
+    "Glyphs": "glyphs",
+    "ImageClasses": "images",
+    "Omniglot": "omniglot",
+    "DATASETS": "registry",
+    "Entry": "registry",
+    "dataset_entry": "registry",
+    "contact_sheet": "sheet",
+    "Sine": "sine",
+    "open_store": "store",
+    "write_store": "store",
+}
+
+__all__ = [
+    "DATASETS",
+    "SPLITS",
+    "Dataset",
+    "Entry",
+    "Glyphs",
+    "ImageClasses",
+    "Omniglot",
+    "Sine",
+    "Split",
+    "TaskSource",
+    "contact_sheet",
+    "dataset_entry",
+    "open_store",
+    "write_store",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,74 @@
+"""What the engine asks of a dataset."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from quickstudy.task import Task, TaskShape
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+class TaskSource(ABC):
+    """An endless, numbered stream of tasks for every seed.
+
+    Task ``i`` of a seed depends on ``(seed, i)``, the split and the task shape alone: not on how many
+    tasks are drawn at a time, by which process, or what was drawn before. So a resumed, a sharded and
+    an unbroken training see the same tasks.
+    """
+
+    @abstractmethod
+    def tasks(self, shape: TaskShape, start: int, stop: int, *, seed: int) -> Task:
+        """Return the tasks ``start .. stop-1`` of the stream of ``seed`` as one batch.
+
+        Raises:
+            DataError: the source cannot make tasks of this shape (too few classes, too few images).
+        """
+
+    def to(self, device: torch.device | str) -> TaskSource:
+        """Return this source with its data on ``device``, where its tasks are then made."""
+        return self
+
+
+class Dataset(ABC):
+    """Meta-train, meta-validation and meta-test tasks, made of disjoint classes."""
+
+    name: str
+    metric: Literal["accuracy", "mse"] = "accuracy"
+
+    @abstractmethod
+    def split(self, split: Split) -> TaskSource:
+        """Return the source of the tasks of one split.
+
+        Raises:
+            DataError: the data is not on this machine; the message names every way to get it.
+        """
+
+    @classmethod
+    def get(cls) -> None:
+        """Download what the dataset is made from; nothing to do unless a dataset says otherwise.
+
+        Raises:
+            DataError: it cannot be downloaded; the message names every other way to get it.
+        """
+        return
+
+    def prepare(self) -> Path | None:
+        """Do now what the first use would have to do, such as packing all images, and return where the result lies."""
+        return None
+
+
+def split_title(dataset: str, split: Split) -> str:
+    """Return what messages call the classes of a split, such as ``"omniglot, meta-validation classes"``."""
+    return f"{dataset}, meta-{'validation' if split == 'val' else split} classes"
+
+
+def generator(seed: int, *stream: int) -> np.random.Generator:
+    """Return the generator of one stream of draws; it depends on its arguments alone."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, *stream))))

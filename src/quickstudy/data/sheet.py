@@ -1,0 +1,54 @@
+"""Contact sheets: one look at the pictures of a dataset."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from quickstudy.data.atomic import atomic_file
+from quickstudy.data.images import ImageClasses
+from quickstudy.errors import DataError
+
+
+def contact_sheet(
+    classes: ImageClasses, path: str | os.PathLike[str], *, rows: int = 20, columns: int = 20, zoom: int = 1
+) -> Path:
+    """Write a PNG with one row for each of some classes, spread evenly over all of them.
+
+    Args:
+        classes: what to show.
+        path: file to write; it appears whole, or not at all.
+        rows: classes at most.
+        columns: images of a class at most.
+        zoom: width and height of a pixel of an image, in pixels of the sheet.
+
+    Returns:
+        The path.
+
+    Raises:
+        DataError: there is nothing to show, or the file cannot be written.
+    """
+    from PIL import Image
+
+    path = Path(path)
+    if min(rows, columns, zoom, len(classes)) < 1:
+        raise DataError(f"{classes.title}: a sheet needs at least one class, row, column and a zoom of 1")
+    chosen = np.unique(np.linspace(0, len(classes) - 1, rows).round().astype(int))
+    columns = min(columns, int(classes.counts[chosen].max()))
+    channels, height, width = classes.images.shape[1:]
+    sheet = np.full((len(chosen) * (height + 1) - 1, columns * (width + 1) - 1, channels), 128, np.uint8)
+    for row, index in enumerate(chosen):
+        images = classes.of_class(int(index))[:columns].permute(0, 2, 3, 1).cpu().numpy()
+        for column, image in enumerate(images):
+            top, left = row * (height + 1), column * (width + 1)
+            sheet[top : top + height, left : left + width] = image
+    picture = Image.fromarray(sheet[..., 0] if channels == 1 else sheet[..., :3])
+    picture = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
+    try:
+        with atomic_file(path) as file:
+            picture.save(file, format="PNG")
+    except OSError as error:
+        raise DataError(f"cannot write the contact sheet {path}: {error.strerror or error}") from error
+    return path
