@@ -1,0 +1,123 @@
+"""What a meta-learner is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quickstudy.errors import RecipeError
+from quickstudy.nn import Statistics, adopt, recorded, replayed
+from quickstudy.task import Support, Task
+
+Norm = Literal["batch", "support", "joint"]
+"""Whose statistics normalise a query: its own batch's (transductive), the support set's, or both sets' together."""
+
+
+class Method(nn.Module, ABC):
+    """A meta-learner: two pure functions, written for one task.
+
+    ::
+
+        state = method.adapt(support)               # learn from the few labelled examples
+        predictions = method.predict(state, query_x)  # class logits [Q, way], or targets [Q, D]
+
+    Its parameters are what is meta-learned; all else that it reads (attributes, settings) is constant while
+    it trains, for the engine may trace its functions once and for all. It knows nothing of task batches,
+    devices, progress or files. ``self.training`` tells meta-training from evaluation, where a method may
+    take more inner steps or draw no noise.
+
+    A subclass fills in :meth:`adapt` and :meth:`predict`; :meth:`create` if it has parameters whose size
+    the data decides; :meth:`loss` if its meta-loss is more than the query loss.
+
+    Args:
+        backbone: any network from ``[M, ...]`` to ``[M, features]``.
+        norm: whose statistics the batch norms use on queries. ``batch``: those of the query batch, so that
+            predictions are transductive (as most tables were published); ``support``: those of the support
+            set, so that each query is predicted on its own; ``joint``: both sets pass together
+            (methods that only embed).
+    """
+
+    norms: tuple[Norm, ...] = ("batch", "support")
+    test_steps: int | None = None
+    """Inner steps in meta-validation and meta-test, of methods that take some."""
+
+    def __init__(self, backbone: nn.Module, norm: Norm = "batch") -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.set_norm(norm)
+
+    def set_norm(self, norm: Norm) -> None:
+        """Choose whose statistics normalise queries from now on.
+
+        Raises:
+            RecipeError: this method does not offer it.
+        """
+        if norm not in self.norms:
+            raise RecipeError(f"{type(self).__name__} offers norm {' or '.join(self.norms)}, not {norm!r}")
+        self.norm: Norm = norm
+
+    def set_test_steps(self, steps: int) -> None:
+        """Choose how many inner steps to take in meta-validation and meta-test.
+
+        Raises:
+            RecipeError: this method takes none.
+        """
+        if self.test_steps is None:
+            raise RecipeError(f"{type(self).__name__} takes no inner steps")
+        self.test_steps = steps
+
+    def build(self, example: Task) -> Self:
+        """Create what depends on the data: layer sizes from one example task.
+
+        Raises:
+            BackboneError: the backbone cannot serve (see :func:`quickstudy.nn.adopt`).
+        """
+        features = adopt(self.backbone, example.support_x)
+        outputs = example.way if example.way is not None else example.support_y.shape[-1]
+        self.create(features, outputs)
+        return self
+
+    def create(self, features: int, outputs: int) -> None:
+        """Create the parameters beyond the backbone's, for this size of the embedding and of the output."""
+
+    @abstractmethod
+    def adapt(self, support: Support) -> Any:
+        """Learn from the support set; return the state, any nested structure of tensors."""
+
+    @abstractmethod
+    def predict(self, state: Any, query_x: Tensor) -> Tensor:
+        """Return class logits ``[Q, way]``, or regression targets ``[Q, D]``."""
+
+    def loss(self, task: Task) -> Tensor:
+        """Return the meta-loss of one task, a scalar: by default the mean query loss after adaptation."""
+        return task_loss(self.predict(self.adapt(task.support), task.query_x), task.query_y, task.way)
+
+    def embed(self, x: Tensor, statistics: Statistics | None = None) -> Tensor:
+        """Return the embedding ``[M, features]``, normalised by the given statistics or by the batch's own."""
+        if statistics is None:
+            return self.backbone(x)
+        with replayed(statistics):
+            return self.backbone(x)
+
+    def embed_support(self, x: Tensor) -> tuple[Tensor, Statistics | None]:
+        """Return the embedding of the support set, and the statistics that its queries are to be given."""
+        if self.norm != "support":
+            return self.backbone(x), None
+        with recorded() as statistics:
+            return self.backbone(x), statistics
+
+
+def task_loss(prediction: Tensor, target: Tensor, way: int | None) -> Tensor:
+    """Return the mean cross-entropy (classes) or the mean squared error (regression)."""
+    return F.mse_loss(prediction, target) if way is None else F.cross_entropy(prediction, target)
+
+
+def task_score(prediction: Tensor, target: Tensor, way: int | None) -> Tensor:
+    """Return the accuracy in [0, 1] (classes) or the mean squared error (regression)."""
+    if way is None:
+        return F.mse_loss(prediction, target)
+    return (prediction.argmax(-1) == target).to(torch.float32).mean()

@@ -1,0 +1,208 @@
+"""Laws of MAML: what is differentiated, what adapts, what stays."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quickstudy.errors import RecipeError
+from quickstudy.methods import MAML, gradient
+from quickstudy.nn import MLP, Conv4
+from quickstudy.task import Task
+
+
+def classes(way: int = 3, shot: int = 2, queries: int = 4, size: tuple[int, ...] = (6,)) -> Task:
+    generator = torch.Generator().manual_seed(0)
+
+    def images(count: int) -> Tensor:
+        return torch.randn(count, *size, dtype=torch.float64, generator=generator)
+
+    labels = torch.arange(way)
+    return Task(
+        images(way * shot),
+        labels.repeat_interleave(shot),
+        images(way * queries),
+        labels.repeat_interleave(queries),
+        way,
+    )
+
+
+def waves() -> Task:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(15, 1, dtype=torch.float64, generator=generator) * 10 - 5
+    y = torch.sin(x)
+    return Task(x[:5], y[:5], x[5:], y[5:])
+
+
+def built(task: Task, backbone: nn.Module, **settings) -> MAML:
+    torch.manual_seed(0)
+    return MAML(backbone, **settings).build(task.map(lambda t: t.float() if t.is_floating_point() else t)).double()
+
+
+class Pass(nn.Module):
+    """An embedding without parameters."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def graph(root: Tensor) -> Counter[str]:
+    """Count the nodes of an autograd graph by name."""
+    assert root.grad_fn is not None
+    seen, todo = set(), [root.grad_fn]
+    names: Counter[str] = Counter()
+    while todo:
+        node = todo.pop()
+        if node not in seen:
+            seen.add(node)
+            names[node.name()] += 1
+            todo += [parent for parent, _ in node.next_functions if parent is not None]
+    return names
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 3])
+def test_order_of_differentiation_shows_in_the_graph(steps: int) -> None:
+    """Second order has one double-backward of the loss for every inner step; first order has none, and is smaller."""
+    task = classes()
+    count = {}
+    size = {}
+    for order in (1, 2):
+        names = graph(built(task, Pass(), steps=steps, order=order).loss(task))
+        count[order] = sum(number for name, number in names.items() if "NllLossBackwardBackward" in name)
+        size[order] = names.total()
+    assert count == {1: 0, 2: steps}
+    assert size[2] > size[1] if steps else size[2] == size[1]
+
+
+def test_closed_form_on_a_quadratic() -> None:
+    """With a linear learner and squared error, meta-gradient = (I - lr H) grad of the query loss, or without H."""
+    torch.manual_seed(0)
+    x, y, qx, qy = (torch.randn(*shape, dtype=torch.float64) for shape in [(7, 4), (7, 1), (9, 4), (9, 1)])
+    task = Task(x, y, qx, qy)
+    lr = 0.05
+    design, query = (torch.cat([z, torch.ones(len(z), 1).double()], 1) for z in (x, qx))
+    hessian = 2 * design.T @ design / len(x)
+    for order in (1, 2):
+        method = built(task, Pass(), inner_lr=lr, steps=1, order=order)
+        start = torch.cat([method.head.weight[0], method.head.bias]).detach()
+        adapted = start - lr * (2 * design.T @ (design @ start - y[:, 0]) / len(x))
+        slope = 2 * query.T @ (query @ adapted - qy[:, 0]) / len(qx)
+        expected = slope - lr * hessian @ slope if order == 2 else slope
+        method.loss(task).backward()
+        mine = torch.cat([method.head.weight.grad[0], method.head.bias.grad])  # type: ignore[index]
+        torch.testing.assert_close(mine, expected)
+
+
+@pytest.mark.parametrize("task", [classes(), waves()], ids=["classes", "waves"])
+@pytest.mark.parametrize("adapts", ["all", "head", "body"])
+@pytest.mark.parametrize("norm", ["batch", "support"])
+def test_second_order_meta_gradient_against_finite_differences(task: Task, adapts: str, norm: str) -> None:
+    network = nn.Sequential(MLP([5, 4], batch_norm=task.way is not None), nn.Tanh())
+    method = built(task, network, inner_lr=0.1, steps=2, adapts=adapts, norm=norm)
+    names = [name for name, _ in method.named_parameters()]
+
+    def loss(*values: Tensor) -> Tensor:
+        def run(method: MAML) -> Tensor:
+            return method.loss(task)
+
+        from quickstudy.engine.models import _Bound
+
+        swapped = {f"method.{name}": value for name, value in zip(names, values)}
+        return torch.func.functional_call(_Bound(method), swapped, (lambda m, t: m.loss(t), task))
+
+    values = [p.detach().clone().requires_grad_() for p in method.parameters()]
+    assert torch.autograd.gradcheck(loss, values, eps=1e-7, atol=1e-5)
+
+
+def test_first_order_is_the_gradient_at_the_adapted_weights() -> None:
+    task = classes()
+    method = built(task, MLP([5], batch_norm=True), steps=3, order=1, inner_lr=0.2)
+    method.loss(task).backward()
+    state = method.adapt(task.support)
+    weights = {name: weight.detach().requires_grad_() for name, weight in state.weights.items()}
+    loss = F.cross_entropy(method.predict(state._replace(weights=weights), task.query_x), task.query_y)
+    expected = dict(zip(weights, torch.autograd.grad(loss, list(weights.values()))))
+    for name, parameter in method.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name])
+
+
+def test_orders_differ_unless_the_step_is_zero() -> None:
+    task = classes()
+
+    def meta_gradient(order: int, inner_lr: float) -> Tensor:
+        method = built(task, MLP([5]), steps=2, order=order, inner_lr=inner_lr)
+        method.loss(task).backward()
+        return torch.cat([p.grad.flatten() for p in method.parameters()])  # type: ignore[union-attr]
+
+    torch.testing.assert_close(meta_gradient(1, 0.0), meta_gradient(2, 0.0))
+    assert (meta_gradient(1, 0.3) - meta_gradient(2, 0.3)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("adapts", "moves"), [("all", {"backbone", "head"}), ("head", {"head"}), ("body", {"backbone"})]
+)
+def test_what_adapts(adapts: str, moves: set[str]) -> None:
+    task = classes()
+    method = built(task, MLP([5]), steps=1, adapts=adapts)
+    weights = method.adapt(task.support).weights
+    assert {name.split(".")[0] for name in weights} == moves
+    own = dict(method.named_parameters())
+    assert all(not torch.equal(weight, own[name]) for name, weight in weights.items())
+
+
+def test_steps_in_training_and_in_test() -> None:
+    task = classes()
+    method = built(task, Pass(), steps=1, test_steps=4, inner_lr=0.5)
+    trained = method.train().adapt(task.support).weights["head.weight"]
+    tested = method.eval().adapt(task.support).weights["head.weight"]
+    longer = built(task, Pass(), steps=4, inner_lr=0.5).adapt(task.support).weights["head.weight"]
+    torch.testing.assert_close(tested, longer)
+    assert not torch.allclose(trained, tested)
+
+
+def test_clip_bounds_each_element_of_a_step() -> None:
+    task = classes()
+    method = built(task, MLP([5]), steps=1, inner_lr=1.0, clip=1e-3)
+    own = dict(method.named_parameters())
+    for name, weight in method.adapt(task.support).weights.items():
+        assert (weight - own[name]).abs().max() <= 1e-3 + 1e-12
+
+
+def test_support_statistics_make_predictions_independent() -> None:
+    task = classes(size=(1, 16, 16))
+    method = built(task, Conv4(channels=4), norm="support", steps=2).eval()
+    with torch.no_grad():
+        state = method.adapt(task.support)
+        together = method.predict(state, task.query_x)
+        alone = torch.cat([method.predict(state, x[None]) for x in task.query_x])
+    torch.testing.assert_close(together, alone)
+
+
+def test_adaptation_lowers_the_support_loss_even_without_gradients_outside() -> None:
+    task = waves()
+    method = built(task, MLP([20, 20]), steps=5, inner_lr=0.01)
+    with torch.no_grad():
+        before = F.mse_loss(method(task.support_x), task.support_y)
+        after = F.mse_loss(method.predict(method.adapt(task.support), task.support_x), task.support_y)
+    assert after < before
+    assert not after.requires_grad
+
+
+def test_gradient_of_weights_that_do_not_matter_is_zero() -> None:
+    weights = {"used": torch.ones(2, requires_grad=True), "unused": torch.ones(3, requires_grad=True)}
+    for second_order in (True, False):
+        found = gradient(lambda w: w["used"].square().sum(), weights, second_order=second_order)
+        assert found["unused"].tolist() == [0, 0, 0]
+        assert found["used"].tolist() == [2, 2]
+        assert found["used"].requires_grad == second_order
+
+
+def test_settings_that_make_no_sense() -> None:
+    with pytest.raises(RecipeError, match="norm batch or support, not 'joint'"):
+        MAML(Pass(), norm="joint")
+    with pytest.raises(RecipeError, match="inner steps"):
+        MAML(Pass(), steps=-1)
