@@ -1,0 +1,84 @@
+"""The command line: a table of name -> typed function, and nothing else."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+COMMANDS = {
+    "train": ("quickstudy.commands.train:train", "meta-train a recipe; writes the folder of a run"),
+    "test": ("quickstudy.commands.test:test", "test a run on classes it has never met: mean and 95 % interval"),
+    "recipes": ("quickstudy.commands.recipes:recipes", "list the recipes: published number, source, what was measured"),
+    "data list": ("quickstudy.commands.data:list_datasets", "list the datasets: where they are and how to get them"),
+    "data get": ("quickstudy.commands.data:get", "download a dataset"),
+    "data show": ("quickstudy.commands.data:show", "draw a contact sheet of a dataset as PNG"),
+    "demo": ("quickstudy.commands.demo:demo", "from nothing to a tested few-shot model in under three minutes"),
+}
+
+
+def usage() -> str:
+    """Return the help of the command as a whole."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {help_text}" for name, (_, help_text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: quickstudy COMMAND ...",
+            "",
+            "Few-shot learning in PyTorch.",
+            "",
+            *lines,
+            "",
+            "`quickstudy COMMAND --help` tells more of each.",
+        ]
+    )
+
+
+def find(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """Split the arguments into the name of a command, of one or two words, and the rest.
+
+    Raises:
+        RecipeError: there is no such command.
+    """
+    from quickstudy.errors import RecipeError, suggest
+
+    for words in (2, 1):
+        name = " ".join(arguments[:words])
+        if name in COMMANDS:
+            return name, list(arguments[words:])
+    word = arguments[0]
+    inner = [name for name in COMMANDS if name.startswith(f"{word} ")]
+    if inner:
+        raise RecipeError(f"quickstudy {word} needs one of: {', '.join(name.split()[1] for name in inner)}")
+    raise RecipeError(f"there is no command {word!r}{suggest(word, COMMANDS)}; `quickstudy --help` lists them")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return the exit status: 0, 1 on an error that a message explains, 128 + n on signal n."""
+    from quickstudy.errors import QuickstudyError
+
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if not arguments or arguments[0] in {"-h", "--help", "help"}:
+        print(usage())
+        return 0
+    if arguments[0] == "--version":
+        from quickstudy import __version__
+
+        print(f"quickstudy {__version__}")
+        return 0
+    try:
+        name, rest = find(arguments)
+        module, function = COMMANDS[name][0].split(":")
+        from quickstudy.commands import call
+
+        return call(name, getattr(import_module(module), function), rest) or 0
+    except QuickstudyError as error:
+        print(f"quickstudy: {error}", file=sys.stderr)
+        signal_number = getattr(error, "signal_number", None)
+        return 1 if signal_number is None else 128 + signal_number
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""The functions behind the command line. Their signatures are its options, their docstrings its help."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Sequence
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from quickstudy.errors import RecipeError, suggest
+
+SETTINGS = ("dataset", "method", "train", "validation", "test", "optimizer", "schedule", "published")
+"""The sections of a recipe; ``--<section>.<key>`` overrides a setting of it."""
+
+
+def call(name: str, function: Callable[..., int | None], arguments: Sequence[str]) -> int | None:
+    """Parse the arguments of a command by the signature of its function, and call it.
+
+    A parameter named ``settings`` receives the arguments that override settings of a recipe.
+
+    Raises:
+        RecipeError: an argument is missing, unknown or of the wrong type.
+    """
+    description = (inspect.getdoc(function) or "").partition("\nArgs:")[0]
+    parser = ArgumentParser(prog=f"quickstudy {name}", exit_on_error=False, description=description)
+    parser.add_function_arguments(function, as_positional=True, as_group=False, skip={"settings"})
+    parameters = inspect.signature(function).parameters
+    own, keywords = list(arguments), {}
+    if "settings" in parameters:
+        own, keywords["settings"] = _split(arguments)
+    flags = {f"--{parameter.name}" for parameter in parameters.values() if parameter.default is False}
+    own = [f"{argument}=true" if argument in flags else argument for argument in own]
+    try:
+        parsed = parser.parse_args(own)
+    except ArgumentError as error:
+        message = re.sub(r"\s*\n\s*", " ", str(error))
+        wrong = re.search(r"unrecognized arguments: (--[\w-]+)", message)
+        known = [option for action in parser._actions for option in action.option_strings]
+        known += [f"--{section}" for section in SETTINGS if keywords]
+        hint = suggest(wrong.group(1), known) if wrong else ""
+        raise RecipeError(f"{message}{hint}; see `quickstudy {name} --help`") from error
+    return function(**parser.instantiate(parsed).as_dict(), **keywords)
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split arguments into those of the command and those that override settings of a recipe."""
+    own: list[str] = []
+    settings: list[str] = []
+    value_follows = False
+    for argument in arguments:
+        if value_follows and not argument.startswith("--"):
+            settings[-1] += f"={argument}"
+            value_follows = False
+        elif re.match(rf"--({'|'.join(SETTINGS)})\b(?!-)", argument):
+            settings.append(argument)
+            value_follows = "=" not in argument
+        else:
+            own.append(argument)
+            value_follows = False
+    return own, settings
+
+
+def seed_list(seeds: str) -> list[int]:
+    """Read seeds such as ``0,1,2``.
+
+    Raises:
+        RecipeError: they are not whole numbers.
+    """
+    try:
+        numbers = [int(part) for part in seeds.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 0:
+        raise RecipeError(f"--seeds takes whole numbers with commas between them, such as 0,1,2; got {seeds!r}")
+    return numbers
+
+
+def pick_device(device: str) -> str:
+    """Return the device asked for; ``auto`` is a GPU where there is one.
+
+    Raises:
+        RecipeError: there is no such device here.
+    """
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RecipeError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device

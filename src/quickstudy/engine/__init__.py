@@ -1,0 +1,25 @@
+"""Training, evaluation and checkpoints; knows no method by name."""
+
+from quickstudy.engine.evaluate import evaluate
+from quickstudy.engine.job import train
+from quickstudy.engine.models import LOOP, Models, meta_loss, scores
+from quickstudy.engine.recipe import Recipe, instantiate, parse_recipe, recipe_names, recipe_text
+from quickstudy.engine.run import Run
+from quickstudy.engine.statistics import Estimate, estimate
+
+__all__ = [
+    "LOOP",
+    "Estimate",
+    "Models",
+    "Recipe",
+    "Run",
+    "estimate",
+    "evaluate",
+    "instantiate",
+    "meta_loss",
+    "parse_recipe",
+    "recipe_names",
+    "recipe_text",
+    "scores",
+    "train",
+]

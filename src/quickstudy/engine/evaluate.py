@@ -1,0 +1,80 @@
+"""Scores of adapted models on tasks of classes they have not met."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from quickstudy.data.base import TaskSource
+from quickstudy.engine.models import Models, fastest_chunk, scores
+from quickstudy.task import Task, TaskShape
+
+DRAWN_AT_ONCE = 50
+"""Tasks held in memory at a time during an evaluation."""
+
+
+def draw(source: TaskSource, shape: TaskShape, start: int, stop: int, seeds: Sequence[int]) -> Task:
+    """Draw tasks ``start .. stop-1`` for one seed, or for several stacked on a leading axis."""
+    if len(seeds) == 1:
+        return source.tasks(shape, start, stop, seed=seeds[0])
+    batches = [source.tasks(shape, start, stop, seed=seed) for seed in seeds]
+    tensors = (torch.stack(parts) for parts in zip(*(batch.tensors for batch in batches)))
+    return Task(*tensors, way=batches[0].way)
+
+
+def evaluate(
+    models: Models,
+    source: TaskSource,
+    shape: TaskShape,
+    seeds: Sequence[int],
+    *,
+    tasks: int,
+    first: int = 0,
+    chunk: int | None = None,
+    cast: Callable[[Task], Task] = lambda task: task,
+    traced: bool = True,
+    progress: Callable[[int], None] = lambda done: None,
+) -> tuple[Tensor, int]:
+    """Score the models on tasks ``first .. first+tasks-1`` of each of their seeds.
+
+    Args:
+        models: what to evaluate.
+        source: where the tasks come from.
+        shape: their size.
+        seeds: whose streams of tasks, one for each of the models.
+        tasks: how many, for each seed.
+        first: number of the first.
+        chunk: tasks at a time under vmap (``LOOP``: none); by timing if ``None``.
+        traced: run as a flat program, traced once.
+        cast: applied to every batch, such as a change of precision.
+        progress: called with the number of tasks done.
+
+    Returns:
+        Query loss and score of every task, ``[seeds, tasks, 2]`` (float64, on the CPU), and the chunk size used.
+    """
+    training = models.method.training
+    models.method.eval()
+    results = []
+    try:
+        with torch.no_grad():
+            for start in range(first, first + tasks, DRAWN_AT_ONCE):
+                stop = min(start + DRAWN_AT_ONCE, first + tasks)
+                torch.manual_seed(seeds[0] + start)  # for methods that draw
+                batch = cast(draw(source, shape, start, stop, seeds))
+                if chunk is None:
+                    chunk = _fastest(models, batch)
+                parts = list(models.run(scores, batch, chunk, traced=traced))
+                results.append(torch.cat(parts, dim=1 if models.stacked else 0).double().cpu())
+                progress(stop - first)
+    finally:
+        models.method.train(training)
+    assert chunk is not None
+    return torch.cat([r if models.stacked else r[None] for r in results], dim=1), chunk
+
+
+def _fastest(models: Models, batch: Task) -> int:
+    trial = batch.map(lambda tensor: tensor[:, :16] if models.stacked else tensor[:16])
+    tasks = trial.support_x.shape[int(models.stacked)]
+    return fastest_chunk(lambda size: list(models.run(scores, trial, size)), tasks, loop=not models.stacked)

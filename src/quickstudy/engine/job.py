@@ -1,0 +1,150 @@
+"""A training as a whole: its folder, its seeds together or in turn, its end."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from quickstudy.engine.recipe import Recipe, dump_recipe, instantiate, parse_recipe
+from quickstudy.engine.run import Run, environment
+from quickstudy.engine.train import ELEMENTWISE, Group, Listener, build_methods, train_group
+from quickstudy.errors import BackboneError, RecipeError, TrainingError
+
+
+class Quiet:
+    """A listener that says nothing."""
+
+    def step(self, updates: int, loss: Callable[[], float]) -> None:
+        """Ignore an update."""
+
+    def validated(self, rows: list[dict[str, Any]], best: list[float]) -> None:
+        """Ignore a validation."""
+
+
+def train(
+    settings: Namespace,
+    folder: Path,
+    *,
+    name: str,
+    seeds: Sequence[int] = (0,),
+    device: str = "cpu",
+    resume: bool = False,
+    overwrite: bool = False,
+    listener: Listener | None = None,
+) -> Run:
+    """Meta-train a recipe with one or several seeds, in one folder.
+
+    Args:
+        settings: a parsed recipe (:func:`quickstudy.engine.recipe.parse_recipe`).
+        folder: where the run is kept.
+        name: of the recipe.
+        seeds: one model is trained for each.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        resume: continue what the folder holds.
+        overwrite: remove what the folder holds.
+        listener: told of every step and validation.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        RecipeError: the folder holds another training, or resuming was asked with other settings.
+        TrainingError: a loss is not finite, or a file cannot be written.
+        Interrupted: a signal stopped it, after saving.
+    """
+    run = Run(folder)
+    listener = listener or Quiet()
+    seeds = list(dict.fromkeys(seeds))
+    text = dump_recipe(settings)
+    if folder.exists() and overwrite:
+        shutil.rmtree(folder)
+    if (folder / "recipe.yaml").exists() and not resume:
+        raise RecipeError(
+            f"{folder} holds a training already: continue it with --resume, replace it with --overwrite, "
+            "or choose another folder with --out"
+        )
+
+    def make() -> Recipe:
+        return instantiate(settings)
+
+    if (folder / "run.json").exists():
+        info = run.info
+        _check_same(run, text, settings, seeds, info)
+    else:
+        groups = _grouping(make, seeds, device)
+        info = {"recipe": name, "seeds": seeds, "groups": groups, **environment(device)}
+        run.write_text("recipe.yaml", text)
+    run.write_info(info)
+    run.write_text("recipe.yaml", text)
+
+    done: list[dict[str, Any]] = []
+    for group_seeds in info["groups"]:
+        group = Group(make(), group_seeds, build_methods(make, group_seeds), device)
+        state = run.load_state(group_seeds)
+        if state is not None:
+            group.load(state)
+        train_group(group, run, listener, done)
+        done += group.history
+    return run
+
+
+def _grouping(make: Callable[[], Recipe], seeds: list[int], device: str) -> list[list[int]]:
+    """Decide which seeds train as one job: all, where the network allows it and it is faster, or each alone."""
+    together, in_turn = [seeds], [[seed] for seed in seeds]
+    if len(seeds) == 1:
+        return together
+    recipe = make()
+    wish = recipe.train.together
+    probe = Group(recipe, seeds[:1], build_methods(make, seeds[:1]), device)
+    optimizer = type(probe.optimizer).__name__
+    plateau = type(probe.schedule).__name__ == "ReduceLROnPlateau"
+    if optimizer not in ELEMENTWISE or plateau or recipe.train.batching == "loop":
+        if wish:
+            raise RecipeError(
+                "seeds can train together only under vmap, with an element-wise optimiser and a schedule that does not "
+                f"look at scores; here they are {recipe.train.batching}, {optimizer}, {type(probe.schedule).__name__}; "
+                "leave train.together out"
+            )
+        return in_turn
+    if wish is not None:
+        return together if wish else in_turn
+    try:
+        all_at_once = _seconds_per_update(Group(make(), seeds, build_methods(make, seeds), device))
+    except (BackboneError, RuntimeError):  # no rule for vmap, or not enough memory
+        return in_turn
+    return together if all_at_once < len(seeds) * _seconds_per_update(probe) else in_turn
+
+
+def _seconds_per_update(group: Group) -> float:
+    """Return the least time of a few updates (of a group that is thrown away)."""
+    group.update()
+    best = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        float(group.update().mean())
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def _check_same(run: Run, text: str, settings: Namespace, seeds: list[int], info: dict[str, Any]) -> None:
+    """Raise unless a resumed training has the settings and seeds that it began with (updates may grow)."""
+    if info["seeds"] != seeds:
+        raise RecipeError(f"{run.folder} was trained with seeds {info['seeds']}, not {seeds}; choose another --out")
+    if run.recipe_text == text:
+        return
+    old = parse_recipe(run.recipe_text)
+    changed = [
+        f"{key}: {old.get(key)} became {value}"
+        for key, value in settings.items()
+        if old.get(key) != value and key != "train.updates"
+    ]
+    if changed:
+        raise TrainingError(
+            f"{run.folder} was trained with other settings ({'; '.join(changed)}); "
+            "resume with the same ones, or choose another folder with --out"
+        )

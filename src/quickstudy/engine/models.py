@@ -1,0 +1,232 @@
+"""One-task functions of a method, run over batches of tasks and over several seeds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from quickstudy.engine.tracing import Program, trace
+from quickstudy.errors import BackboneError
+from quickstudy.methods import Method, task_loss, task_score
+from quickstudy.task import Task
+
+LOOP = 0
+"""The chunk size that stands for a plain loop over tasks, without ``vmap``."""
+
+TaskFunction = Callable[[Method, Task], Tensor]
+"""A function of one task, written for one method with its own parameters."""
+
+
+def meta_loss(method: Method, task: Task) -> Tensor:
+    """Return the meta-loss of one task, a scalar."""
+    return method.loss(task)
+
+
+def scores(method: Method, task: Task) -> Tensor:
+    """Return the query loss and the score (accuracy or mean squared error) after adaptation, ``[2]``."""
+    prediction = method.predict(method.adapt(task.support), task.query_x)
+    return torch.stack([task_loss(prediction, task.query_y, task.way), task_score(prediction, task.query_y, task.way)])
+
+
+class _Bound(nn.Module):
+    """Lets ``functional_call`` swap the parameters of a method while any function of it runs."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, function: TaskFunction, task: Task) -> Tensor:
+        return function(self.method, task)
+
+
+class Models:
+    """A method with the parameters of one seed, or with those of several stacked on a leading axis.
+
+    Args:
+        methods: one built method for each seed.
+
+    With several seeds (``stacked``) every parameter, and every batch of tasks, has an axis of seeds in
+    front, and nothing that is computed for one seed depends on another.
+    """
+
+    def __init__(self, methods: Sequence[Method]) -> None:
+        self.method = methods[0]
+        self.seeds = len(methods)
+        self.stacked = len(methods) > 1
+        self._bound = _Bound(self.method)
+        self._programs: dict[Hashable, Program] = {}
+
+        def gather(named: Callable[[Method], Iterator[tuple[str, Tensor]]]) -> dict[str, Tensor]:
+            tensors = [dict(named(method)) for method in methods]
+            return {
+                name: torch.stack([own[name].detach() for own in tensors]) if self.stacked else tensor.detach().clone()
+                for name, tensor in tensors[0].items()
+            }
+
+        trained = {name: p.requires_grad for name, p in self.method.named_parameters()}
+        self.parameters = {
+            name: tensor.requires_grad_(trained[name]) for name, tensor in gather(Method.named_parameters).items()
+        }
+        self.buffers = gather(Method.named_buffers)
+
+    @property
+    def trained(self) -> dict[str, Tensor]:
+        """The meta-learned parameters."""
+        return {name: tensor for name, tensor in self.parameters.items() if tensor.requires_grad}
+
+    def state(self, seed: int) -> dict[str, Tensor]:
+        """Return the parameters and buffers of one seed (by position), detached copies."""
+        tensors = {**self.parameters, **self.buffers}
+        return {name: (t[seed] if self.stacked else t).detach().clone() for name, t in tensors.items()}
+
+    @torch.no_grad()
+    def load_state(self, seed: int, state: dict[str, Tensor]) -> None:
+        """Set the parameters and buffers of one seed (by position)."""
+        for name, tensor in {**self.parameters, **self.buffers}.items():
+            (tensor[seed] if self.stacked else tensor).copy_(state[name])
+
+    def run(self, function: TaskFunction, batch: Task, chunk: int, *, traced: bool = False) -> Iterator[Tensor]:
+        """Run a one-task function over a batch of tasks.
+
+        Args:
+            function: what to compute for each task.
+            batch: tasks ``[B, ...]``, or ``[seeds, B, ...]`` when stacked.
+            chunk: tasks that run at once under ``vmap``; :data:`LOOP` runs them one by one without it.
+            traced: run it as a flat program, traced once (then without gradients).
+
+        Yields:
+            The results of one chunk after the other, ``[c, ...]`` or ``[seeds, c, ...]``.
+        """
+        trained, fixed = self._tensors()
+        for piece in self._pieces(batch, chunk):
+
+            def compute(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+                return [self._call(function, inputs, batch.way, chunk)]
+
+            inputs = [*trained, *fixed, *piece.tensors]
+            program = self._program((function, chunk), compute, inputs) if traced else compute
+            result = program(inputs)[0]
+            yield result[None] if chunk == LOOP else result
+
+    def differentiate(
+        self, function: TaskFunction, batch: Task, chunk: int, *, traced: bool = False
+    ) -> Iterator[tuple[Tensor, list[Tensor]]]:
+        """Run a scalar one-task function over a batch of tasks, and differentiate it.
+
+        Args: as of :meth:`run`.
+
+        Yields:
+            For one chunk after the other, the values, ``[c]`` or ``[seeds, c]``, and the gradient of their sum
+            with respect to every trained parameter.
+        """
+        trained, fixed = self._tensors()
+        count = len(trained)
+        for piece in self._pieces(batch, chunk):
+
+            def compute(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+                values = self._call(function, inputs, batch.way, chunk)
+                return [values.detach(), *torch.autograd.grad(values.sum(), inputs[:count], materialize_grads=True)]
+
+            inputs = [*trained, *fixed, *piece.tensors]
+            program = self._program((function, chunk, "gradient"), compute, inputs) if traced else compute
+            values, *gradients = program(inputs)
+            yield values[None] if chunk == LOOP else values, gradients
+
+    def _tensors(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the trained parameters, then everything else that is swapped into the method."""
+        frozen = [tensor for tensor in self.parameters.values() if not tensor.requires_grad]
+        return list(self.trained.values()), [*frozen, *self.buffers.values()]
+
+    def _call(self, function: TaskFunction, inputs: Sequence[Tensor], way: int | None, chunk: int) -> Tensor:
+        """Run the function of one task on one (``LOOP``), or vmapped over an axis of tasks, and of seeds."""
+        frozen = [name for name, tensor in self.parameters.items() if not tensor.requires_grad]
+        names = [f"method.{name}" for name in (*self.trained, *frozen, *self.buffers)]
+
+        def one(tensors: dict[str, Tensor], *task: Tensor) -> Tensor:
+            return functional_call(self._bound, tensors, (function, Task(*task, way=way)))
+
+        mapped: Callable[..., Tensor] = one
+        if chunk != LOOP:
+            mapped = vmap(one, in_dims=(None, 0, 0, 0, 0), randomness="different")
+            if self.stacked:
+                mapped = vmap(mapped, randomness="different")
+        return mapped(dict(zip(names, inputs)), *inputs[len(names) :])
+
+    def _pieces(self, batch: Task, chunk: int) -> Iterator[Task]:
+        """Cut a batch into chunks along its axis of tasks."""
+        if chunk == LOOP:
+            if self.stacked:
+                raise ValueError("several seeds at once need vmap: choose a chunk of at least one task")
+            yield from (batch[index] for index in range(len(batch)))
+            return
+        for start in range(0, batch.support_x.shape[int(self.stacked)], chunk):
+            part = slice(start, start + chunk)
+            yield batch.map(lambda tensor: tensor[:, part]) if self.stacked else batch[part]  # noqa: B023
+
+    def _program(self, purpose: Hashable, compute: Program, inputs: Sequence[Tensor]) -> Program:
+        """Return the traced program for inputs of these shapes; the function itself where tracing fails."""
+        shapes = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
+        autocast = torch.is_autocast_enabled(inputs[0].device.type)
+        key = (purpose, shapes, self.method.training, autocast)
+        if key not in self._programs:
+            try:
+                self._programs[key] = trace(compute, inputs)
+            except Exception:  # whatever the network does that cannot be traced, it still runs as it is
+                self._programs[key] = compute
+        return self._programs[key]
+
+
+def fastest_chunk(trial: Callable[[int], object], tasks: int, *, loop: bool, only_loop: bool = False) -> int:
+    """Return the chunk size with which ``trial`` takes the least time, by trying them.
+
+    Args:
+        trial: does the work once with a given chunk size.
+        tasks: size of the batch, the largest chunk.
+        loop: whether :data:`LOOP` is among the candidates.
+        only_loop: whether it is the only one.
+
+    Raises:
+        BackboneError: no candidate works.
+    """
+    if only_loop:
+        return LOOP
+    sizes = [tasks]
+    while sizes[-1] > 2 and len(sizes) < 5:
+        sizes.append(-(-sizes[-1] // 2))
+    candidates = [*sizes, LOOP] if loop else sizes
+    if len(candidates) == 1:
+        return candidates[0]
+    best, best_seconds, failure = None, float("inf"), None
+    for chunk in candidates:
+        try:
+            seconds = _seconds(trial, chunk, give_up=2 * best_seconds)
+        except (RuntimeError, NotImplementedError) as error:  # no rule for vmap, or out of memory
+            failure = error
+            continue
+        if seconds < best_seconds:
+            best, best_seconds = chunk, seconds
+    if best is None:
+        raise BackboneError(
+            f"the network can be batched neither over tasks (vmap) nor run in a loop: {failure}"
+        ) from failure
+    return best
+
+
+def _seconds(trial: Callable[[int], object], chunk: int, give_up: float) -> float:
+    """Return the least time of a few trials, after one to warm up."""
+    best = float("inf")
+    for attempt in range(4):
+        start = time.perf_counter()
+        trial(chunk)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        took = time.perf_counter() - start
+        if attempt or took > give_up:
+            best = min(best, took)
+        if best > give_up:
+            break
+    return best

@@ -1,0 +1,228 @@
+"""Recipes: the full setting of one published row, as typed YAML."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from torch.optim import Adam, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from quickstudy.data.base import Dataset
+from quickstudy.errors import RecipeError, suggest
+from quickstudy.methods import Method
+from quickstudy.task import TaskShape
+
+
+@dataclass
+class Training:
+    """Meta-training.
+
+    Args:
+        task: size of the meta-training tasks.
+        meta_batch: tasks of one update.
+        updates: updates in all.
+        reduction: whether the task losses of a meta-batch are averaged or summed.
+        clip_value: bound on the absolute value of each element of the meta-gradient.
+        clip_norm: bound on the norm of the whole meta-gradient.
+        clip_each_task: apply ``clip_value`` to the running sum after every task, not once an update.
+        precision: of the forward passes (``bfloat16`` by autocast; weights stay in float32), or ``float64`` for all.
+        batching: ``auto`` times the loop, vmap, and chunks of it on the first batch; ``loop`` and ``vmap`` choose.
+        chunk: most tasks at a time (less memory); no bound if not given.
+        together: train several seeds as one job, or in turn; by timing if not given.
+        trace: run updates as a flat program, traced once: the same numbers, faster after a second or two.
+    """
+
+    task: TaskShape
+    meta_batch: int = 4
+    updates: int = 10_000
+    reduction: Literal["mean", "sum"] = "mean"
+    clip_value: float | None = None
+    clip_norm: float | None = None
+    clip_each_task: bool = False
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    batching: Literal["auto", "vmap", "loop"] = "auto"
+    chunk: int | None = None
+    together: bool | None = None
+    trace: bool = True
+
+    def __post_init__(self) -> None:
+        if self.meta_batch < 1 or self.updates < 1 or (self.chunk is not None and self.chunk < 1):
+            raise RecipeError(
+                f"meta_batch, updates and chunk are at least 1; got {self.meta_batch}, {self.updates}, {self.chunk}"
+            )
+        if self.clip_each_task and self.clip_value is None:
+            raise RecipeError("clip_each_task bounds the running sum by clip_value: give train.clip_value too")
+
+
+@dataclass
+class Validation:
+    """Meta-validation: before training, every so many updates, and at the end; the best state is kept.
+
+    Args:
+        every: updates from one to the next.
+        tasks: tasks of one validation, drawn afresh each time.
+        task: their size; that of the test if not given.
+    """
+
+    every: int = 1000
+    tasks: int = 600
+    task: TaskShape | None = None
+
+
+@dataclass
+class Testing:
+    """Meta-test.
+
+    Args:
+        tasks: tasks of each seed.
+        task: their size; that of meta-training with 15 queries a class (regression: as many) if not given.
+    """
+
+    tasks: int = 600
+    task: TaskShape | None = None
+
+
+def _adam(parameters: Iterable[Any]) -> Optimizer:
+    return Adam(parameters, lr=1e-3)
+
+
+@dataclass
+class Recipe:
+    """The full setting of a training and its test.
+
+    Args:
+        dataset: where tasks come from.
+        method: the meta-learner.
+        train: meta-training.
+        validation: meta-validation.
+        test: meta-test.
+        optimizer: any PyTorch optimiser, by ``class_path``; Adam with a learning rate of 0.001 if not given.
+        schedule: any PyTorch learning-rate schedule, stepped every update (``ReduceLROnPlateau``: every validation).
+        published: rows of ``results/published.csv`` that this recipe is to reproduce, by their id.
+    """
+
+    dataset: Dataset
+    method: Method
+    train: Training
+    validation: Validation = field(default_factory=Validation)
+    test: Testing = field(default_factory=Testing)
+    optimizer: Callable[[Iterable], Optimizer] = _adam
+    schedule: Callable[[Optimizer], LRScheduler | ReduceLROnPlateau] | None = None
+    published: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        task = self.train.task
+        if self.test.task is None:
+            self.test.task = task if task.way is None else TaskShape(task.way, task.shot, 15)
+        if self.validation.task is None:
+            self.validation.task = self.test.task
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that come with the library, such as ``omniglot/maml-mlp-5w1s``."""
+    root = resources.files("quickstudy") / "recipes"
+    return sorted(
+        f"{folder.name}/{file.name.removesuffix('.yaml')}"
+        for folder in root.iterdir()
+        if folder.is_dir()
+        for file in folder.iterdir()
+        if file.name.endswith(".yaml")
+    )
+
+
+def recipe_text(name: str) -> str:
+    """Return the YAML of a recipe, given its name or the path of a file.
+
+    Raises:
+        RecipeError: there is none; the message suggests the nearest name.
+    """
+    path = Path(name)
+    if path.suffix in {".yaml", ".yml"}:
+        try:
+            return path.read_text()
+        except OSError as error:
+            raise RecipeError(f"cannot read the recipe {name}: {error.strerror}") from error
+    names = recipe_names()
+    if name not in names:
+        raise RecipeError(
+            f"no recipe {name!r}{suggest(name, names)}; `quickstudy recipes` lists them, and a path ending in "
+            ".yaml reads your own"
+        )
+    return (resources.files("quickstudy") / "recipes" / f"{name}.yaml").read_text()
+
+
+def recipe_parser() -> ArgumentParser:
+    """Return the parser of all settings of a recipe."""
+    parser = ArgumentParser(exit_on_error=False, prog="quickstudy train RECIPE", default_env=False)
+    parser.add_argument("--recipe", action="config", help="YAML file of settings, applied in order")
+    parser.add_class_arguments(Recipe)
+    return parser
+
+
+def parse_recipe(text: str, overrides: Sequence[str] = ()) -> Namespace:
+    """Check a recipe against the types of what it names, and return all of its settings.
+
+    Args:
+        text: YAML.
+        overrides: settings in command-line form, such as ``["--train.updates=100"]``.
+
+    Raises:
+        RecipeError: a key or a value is wrong; the message names it and suggests the nearest key.
+    """
+    parser = recipe_parser()
+    try:
+        yaml.safe_load(text)
+        settings = parser.parse_args([f"--recipe={text}", *overrides])
+    except yaml.YAMLError as error:
+        raise RecipeError(f"the recipe is not valid YAML: {error}") from error
+    except ArgumentError as error:
+        raise RecipeError(_explained(str(error), parser, text)) from error
+    settings.pop("recipe", None)
+    return settings
+
+
+def dump_recipe(settings: Namespace) -> str:
+    """Return the YAML of a parsed recipe, with every default written out."""
+    return recipe_parser().dump(settings, skip_none=True)
+
+
+def instantiate(settings: Namespace) -> Recipe:
+    """Make the objects of a parsed recipe: a new, unbuilt method on every call.
+
+    Raises:
+        RecipeError: a value is out of range.
+    """
+    try:
+        return Recipe(**recipe_parser().instantiate(settings).as_dict())
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"the recipe cannot be built: {error}") from error
+
+
+def _explained(message: str, parser: ArgumentParser, text: str) -> str:
+    """Add the nearest right key to a parser's complaint about a wrong one."""
+    message = re.sub(r"\s*\n\s*", " ", message).strip()
+    wrong = re.search(r"(?:[Oo]ption|unrecognized arguments:|Key) '?-*([\w.]+)", message)
+    if wrong:
+        word = wrong.group(1).split(".")[-1]
+        message += suggest(word, _known_keys(parser, message) - {word})
+    return f"the recipe has a setting that is not understood: {message}"
+
+
+def _known_keys(parser: ArgumentParser, message: str) -> set[str]:
+    """Return the last parts of all keys of a recipe, and of the classes that a message names."""
+    import inspect
+    from pydoc import locate
+
+    keys = {part for action in parser._actions for part in action.dest.split(".")}
+    for path in re.findall(r"class_path '([\w.]+)'", message):
+        located = locate(path)
+        if inspect.isclass(located):
+            keys |= set(inspect.signature(located).parameters)
+    return keys

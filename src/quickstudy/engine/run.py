@@ -1,0 +1,149 @@
+"""The folder of a run: everything a training leaves behind, and how to read it back."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from quickstudy.engine.checkpoint import load_state, load_weights, save_state, save_weights, write_atomically
+from quickstudy.errors import RecipeError, TrainingError
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of one training of a recipe, with one or several seeds.
+
+    ======================== =====================================================================
+    ``recipe.yaml``          every setting, defaults written out
+    ``run.json``             the seeds, how they were grouped, machine, versions, command, commit
+    ``metrics.csv|.jsonl``   one row a validation and seed
+    ``state-<seeds>.pt``     all that is needed to continue (``--resume``)
+    ``best-<seed>.safetensors``, ``last-<seed>.safetensors``  weights
+    ``test.jsonl``           what ``quickstudy test`` measured
+    ======================== =====================================================================
+    """
+
+    folder: Path
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Run:
+        """Open the folder of an existing run.
+
+        Raises:
+            RecipeError: there is none there.
+        """
+        run = cls(Path(folder))
+        if not (run.folder / "recipe.yaml").is_file():
+            near = sorted(str(path.parent) for path in Path("runs").glob("**/recipe.yaml"))
+            raise RecipeError(
+                f"{folder} is not the folder of a run (it has no recipe.yaml)"
+                + (f"; there are {', '.join(near[:10])}" if near else "; `quickstudy train RECIPE` makes one")
+            )
+        return run
+
+    @property
+    def recipe_text(self) -> str:
+        """The YAML of all settings."""
+        return (self.folder / "recipe.yaml").read_text()
+
+    @property
+    def name(self) -> str:
+        """The name of the recipe."""
+        return self.info["recipe"]
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What ``run.json`` holds."""
+        return json.loads((self.folder / "run.json").read_text())
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file of the run, whole or not at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder / name, lambda path: path.write_text(text))
+
+    def write_info(self, info: dict[str, Any]) -> None:
+        """Write ``run.json``."""
+        self.write_text("run.json", json.dumps(info, indent=2) + "\n")
+
+    def state_path(self, seeds: list[int]) -> Path:
+        """The checkpoint of a group of seeds that train together."""
+        return self.folder / f"state-{'-'.join(map(str, seeds))}.pt"
+
+    def save_state(self, seeds: list[int], state: dict[str, Any]) -> None:
+        """Save the checkpoint of a group of seeds."""
+        save_state(self.state_path(seeds), state)
+
+    def load_state(self, seeds: list[int]) -> dict[str, Any] | None:
+        """Load the checkpoint of a group of seeds, if there is one."""
+        path = self.state_path(seeds)
+        return load_state(path) if path.exists() else None
+
+    def save_weights(self, kind: str, seed: int, tensors: dict[str, Any]) -> None:
+        """Save the ``best`` or ``last`` weights of a seed."""
+        save_weights(self.folder / f"{kind}-{seed}.safetensors", tensors)
+
+    def load_weights(self, kind: str, seed: int) -> dict[str, Any]:
+        """Load the ``best`` or ``last`` weights of a seed."""
+        path = self.folder / f"{kind}-{seed}.safetensors"
+        if not path.exists():
+            raise TrainingError(
+                f"{self.folder} has no {kind} weights of seed {seed} yet; continue it with "
+                f"`quickstudy train {self.name} --resume`"
+            )
+        return load_weights(path)
+
+    def write_metrics(self, rows: list[dict[str, Any]]) -> None:
+        """Write the history of a training as CSV and as JSON lines."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+        self.write_text("metrics.csv", text.getvalue())
+        self.write_text("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the history of the training."""
+        path = self.folder / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Return what a result depends on besides its recipe: versions, machine, device, commit, command."""
+    import torch
+
+    versions = {name: metadata.version(name) for name in ("quickstudy", "torch", "numpy")}
+    return {
+        "versions": {"python": platform.python_version(), **versions},
+        "machine": {"system": platform.platform(), "processor": _processor(), "threads": torch.get_num_threads()},
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
+        "commit": _commit(),
+        "command": " ".join(sys.argv[1:]),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """Return the commit of the source tree the library runs from, if it is one."""
+    try:
+        folder = Path(__file__).parent
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=folder, capture_output=True, text=True, timeout=5
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None

@@ -1,0 +1,176 @@
+"""Meta-test of a finished run: the number, its interval and the setting that it belongs to."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from quickstudy.data import dataset_entry
+from quickstudy.engine.checkpoint import write_atomically
+from quickstudy.engine.evaluate import evaluate
+from quickstudy.engine.models import Models
+from quickstudy.engine.recipe import instantiate, parse_recipe
+from quickstudy.engine.run import Run, environment
+from quickstudy.engine.statistics import Estimate, estimate
+from quickstudy.engine.train import build_methods
+from quickstudy.errors import RecipeError
+from quickstudy.methods import Norm
+from quickstudy.task import TaskShape
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a test does otherwise than the recipe says; ``None`` is as it says."""
+
+    on: str | None = None
+    tasks: int | None = None
+    way: int | None = None
+    shot: int | None = None
+    queries: int | None = None
+    steps: int | None = None
+    norm: Norm | None = None
+    weights: str = "best"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A measured score.
+
+    Attributes:
+        metric: ``accuracy`` (as a fraction) or ``mse``.
+        score: mean over the tasks of all seeds pooled, with its 95 % interval.
+        per_seed: mean of each seed.
+        setting: everything the number depends on.
+    """
+
+    recipe: str
+    metric: str
+    score: Estimate
+    per_seed: dict[int, float]
+    setting: dict[str, Any]
+    environment: dict[str, Any] = field(repr=False, default_factory=dict)
+
+    def text(self) -> str:
+        """Return the result in a few lines."""
+        s = self.setting
+        way = f"{s['way']}-way " if s["way"] else ""
+        lines = [
+            f"{self.recipe}   {way}{s['shot']}-shot on {s['tested_on']} (trained on {s['trained_on']})",
+            f"{self.metric}   {self.score.show(self.metric)}   "
+            f"({self.score.count:,} tasks, {s['queries']} queries{' a class' if way else ''}, norm {s['norm']}"
+            + (f", {s['steps']} inner steps" if s["steps"] is not None else "")
+            + f", {s['weights']} weights, {s['updates']:,} updates)",
+        ]
+        if len(self.per_seed) > 1:
+            scale = 100 if self.metric == "accuracy" else 1
+            lines.append("seeds   " + ", ".join(f"{seed}: {scale * v:.4g}" for seed, v in self.per_seed.items()))
+        return "\n".join(lines)
+
+    def row(self) -> dict[str, Any]:
+        """Return the row of ``results/measured.csv``; accuracies in percent."""
+        scale = 100 if self.metric == "accuracy" else 1
+        return {
+            "recipe": self.recipe,
+            "metric": self.metric,
+            "value": f"{scale * self.score.mean:.5g}",
+            "interval": f"{scale * self.score.interval:.2g}",
+            "per_seed": " ".join(f"{seed}:{scale * value:.5g}" for seed, value in self.per_seed.items()),
+            **self.setting,
+            "device": self.environment["device"],
+            "processor": self.environment["machine"]["processor"],
+            "torch": self.environment["versions"]["torch"],
+            "quickstudy": self.environment["versions"]["quickstudy"],
+            "commit": self.environment["commit"],
+        }
+
+
+def test_run(run: Run, wish: Wish, device: str) -> Result:
+    """Test the models of a run on meta-test classes; the result is also appended to its ``test.jsonl``.
+
+    Each seed is tested on its own stream of test tasks, and the tasks of all seeds are pooled.
+
+    Raises:
+        RecipeError: the wish does not fit the method (its way, its norm, its inner steps).
+    """
+    settings = parse_recipe(run.recipe_text)
+    recipe = instantiate(settings)
+    seeds = run.info["seeds"]
+    dataset = dataset_entry(wish.on).load()() if wish.on else recipe.dataset
+    if dataset.metric != recipe.dataset.metric:
+        raise RecipeError(f"{run.name} was trained for {recipe.dataset.metric}; {dataset.name} has {dataset.metric}")
+    shape = _shape(recipe.test.task, wish)
+    tasks = wish.tasks or recipe.test.tasks
+    methods = build_methods(lambda: instantiate(settings), seeds)
+    for seed, method in zip(seeds, methods):
+        method.load_state_dict(run.load_weights(wish.weights, seed))
+        method.to(device)
+        if wish.norm:
+            method.set_norm(wish.norm)
+        if wish.steps is not None:
+            method.set_test_steps(wish.steps)
+    source = dataset.split("test").to(device)
+    per_seed, chunk = {}, None
+    start = time.monotonic()
+    pooled = []
+    for seed, method in zip(seeds, methods):
+        scores, chunk = evaluate(Models([method]), source, shape, [seed], tasks=tasks, chunk=chunk)
+        per_seed[seed] = scores[0, :, 1].mean().item()
+        pooled += scores[0, :, 1].tolist()
+    history = run.metrics()
+    result = Result(
+        recipe=run.name,
+        metric=dataset.metric,
+        score=estimate(pooled),
+        per_seed=per_seed,
+        setting={
+            "trained_on": recipe.dataset.name,
+            "tested_on": dataset.name,
+            **dataclasses.asdict(shape),
+            "tasks": len(pooled),
+            "seeds": len(seeds),
+            "norm": methods[0].norm,
+            "steps": methods[0].test_steps,
+            "weights": wish.weights,
+            "updates": max((row["update"] for row in history), default=0),
+            "planned_updates": recipe.train.updates,
+            "train_seconds": round(sum({row["seed"]: row["seconds"] for row in history}.values())),
+            "test_seconds": round(time.monotonic() - start, 1),
+        },
+        environment=environment(device),
+    )
+    path = run.folder / "test.jsonl"
+    before = path.read_text() if path.exists() else ""
+    run.write_text("test.jsonl", before + json.dumps(dataclasses.asdict(result)) + "\n")
+    return result
+
+
+def _shape(shape: TaskShape | None, wish: Wish) -> TaskShape:
+    assert shape is not None
+    if wish.way is not None and shape.way is None:
+        raise RecipeError("a regression task has no classes; leave --way out")
+    return TaskShape(wish.way or shape.way, wish.shot or shape.shot, wish.queries or shape.queries)
+
+
+def append_measured(path: Path, result: Result) -> None:
+    """Append a result to a CSV file of measured scores, which is created if it is not there.
+
+    Raises:
+        RecipeError: the file has other columns.
+    """
+    row = result.row()
+    text = path.read_text() if path.exists() else ""
+    if text and next(csv.reader([text.splitlines()[0]])) != list(row):
+        raise RecipeError(f"{path} has other columns than the results of this version; choose another file")
+    out = io.StringIO()
+    writer = csv.DictWriter(out, fieldnames=list(row), lineterminator="\n")
+    if not text:
+        writer.writeheader()
+    writer.writerow(row)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda temporary: temporary.write_text(text + out.getvalue()))

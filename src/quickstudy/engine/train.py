@@ -1,0 +1,361 @@
+"""Meta-training."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from quickstudy.engine.evaluate import draw, evaluate
+from quickstudy.engine.models import Models, fastest_chunk, meta_loss
+from quickstudy.engine.recipe import Recipe
+from quickstudy.engine.run import Run
+from quickstudy.engine.statistics import estimate
+from quickstudy.errors import TrainingError
+from quickstudy.methods import Method
+from quickstudy.task import Task
+
+ELEMENTWISE = {"Adam", "AdamW", "SGD", "RMSprop", "Adagrad", "Adadelta", "Adamax", "NAdam", "RAdam", "ASGD", "Rprop"}
+"""Optimisers that treat every number on its own, so that seeds stacked on an axis stay independent."""
+
+SECONDS_BETWEEN_CHECKPOINTS = 60.0
+
+
+class Interrupted(TrainingError):
+    """A signal stopped the training after a whole step, and its state was saved.
+
+    Attributes:
+        signal_number: which signal.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
+
+
+class Listener(Protocol):
+    """What a training tells of itself while it runs."""
+
+    def step(self, updates: int, loss: Callable[[], float]) -> None:
+        """``updates`` are done; ``loss()`` is the mean meta-loss of the last one."""
+
+    def validated(self, rows: list[dict[str, Any]], best: list[float]) -> None:
+        """A validation is done: its rows of metrics, and the best score of each seed so far."""
+
+
+@dataclass
+class Group:
+    """One or several seeds that train together, and all of their state that changes.
+
+    Args:
+        recipe: the setting.
+        seeds: of the parameters' draw, the task streams and the method's own randomness.
+        methods: a built method for each seed.
+        device: where to train.
+    """
+
+    recipe: Recipe
+    seeds: list[int]
+    methods: Sequence[Method]
+    device: str
+
+    def __post_init__(self) -> None:
+        train = self.recipe.train
+        self.dtype = torch.float64 if train.precision == "float64" else torch.float32
+        self.models = Models([method.to(self.device, self.dtype) for method in self.methods])
+        self.optimizer: Optimizer = self.recipe.optimizer(list(self.models.trained.values()))
+        self._fuse(self.optimizer)
+        self.schedule = self.recipe.schedule(self.optimizer) if self.recipe.schedule else None
+        self.sources = {split: self.recipe.dataset.split(split).to(self.device) for split in ("train", "val")}
+        self.higher_is_better = self.recipe.dataset.metric == "accuracy"
+        self.updates = 0
+        self.seconds = 0.0
+        self.chunks: dict[str, int] = {}
+        self.history: list[dict[str, Any]] = []
+        self.best_scores = [float("-inf") if self.higher_is_better else float("inf")] * len(self.seeds)
+        self.best = [self.models.state(i) for i in range(len(self.seeds))]
+
+    @staticmethod
+    def _fuse(optimizer: Optimizer) -> None:
+        """Let Adam update all parameters in one kernel, unless the recipe says how."""
+        if type(optimizer).__name__ in {"Adam", "AdamW"}:
+            for group in optimizer.param_groups:
+                if group.get("fused") is None and group.get("foreach") is None:
+                    group["fused"] = True
+
+    # ------------------------------------------------------------------ one update
+
+    def cast(self, task: Task) -> Task:
+        """Bring the images or points of tasks to the precision of the weights."""
+        if self.dtype == torch.float32:
+            return task
+        return task.map(lambda tensor: tensor.to(self.dtype) if tensor.is_floating_point() else tensor)
+
+    def batch(self, update: int) -> Task:
+        """Return the meta-batch of an update (counted from 0), ``[B, ...]`` or ``[seeds, B, ...]``."""
+        size = self.recipe.train.meta_batch
+        shape = self.recipe.train.task
+        return self.cast(draw(self.sources["train"], shape, update * size, (update + 1) * size, self.seeds))
+
+    def gradients(self, batch: Task, chunk: int, traced: bool = False) -> tuple[list[Tensor], Tensor]:
+        """Return the meta-gradient of a batch, one tensor a parameter, and the mean loss of each seed."""
+        train = self.recipe.train
+        total: list[Tensor] = []
+        losses = []
+        if train.clip_each_task:
+            chunk = min(chunk, 1)
+        with self._autocast():
+            for loss, parts in self.models.differentiate(meta_loss, batch, chunk, traced=traced):
+                losses.append(loss)
+                total = [old + new for old, new in zip(total, parts)] if total else parts
+                if train.clip_each_task:
+                    total = _clip_value(total, train.clip_value)
+        if train.reduction == "mean":
+            total = [gradient / train.meta_batch for gradient in total]
+        return total, torch.cat(losses, dim=-1).mean(-1)
+
+    def _autocast(self) -> AbstractContextManager:
+        if self.recipe.train.precision != "bfloat16":
+            return nullcontext()
+        return torch.autocast(self.device.split(":")[0], torch.bfloat16)
+
+    def update(self) -> Tensor:
+        """Do one update; return the mean meta-loss of each seed, ``[seeds]`` or a scalar."""
+        torch.manual_seed(hash((self.seeds[0], self.updates)))  # for methods that draw
+        batch = self.batch(self.updates)
+        if "train" not in self.chunks:
+            self.chunks["train"] = self._choose_chunk(batch)
+        gradients, loss = self.gradients(batch, self.chunks["train"], self.recipe.train.trace)
+        for parameter, gradient in zip(self.models.trained.values(), self._clipped(gradients)):
+            parameter.grad = gradient
+        self._check(loss)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.schedule and not isinstance(self.schedule, ReduceLROnPlateau):
+            self.schedule.step()
+        self.updates += 1
+        return loss
+
+    def _choose_chunk(self, batch: Task) -> int:
+        train = self.recipe.train
+        largest = min(train.meta_batch, train.chunk or train.meta_batch)
+        if train.batching == "vmap":
+            return largest
+        return fastest_chunk(
+            lambda size: self.gradients(batch, size),
+            largest,
+            loop=not self.models.stacked,
+            only_loop=train.batching == "loop",
+        )
+
+    def _clipped(self, gradients: list[Tensor]) -> list[Tensor]:
+        train = self.recipe.train
+        if train.clip_value is not None and not train.clip_each_task:
+            gradients = _clip_value(gradients, train.clip_value)
+        if train.clip_norm is not None:
+            gradients = _clip_norm(gradients, train.clip_norm, self.models.seeds)
+        return gradients
+
+    def _check(self, loss: Tensor) -> None:
+        """Raise if a loss is not finite. A GPU is only asked now and then: each answer makes it wait."""
+        if self.device != "cpu" and self.updates % 50:
+            return
+        bad = ~torch.isfinite(loss.reshape(-1))
+        if bad.any():
+            seeds = [seed for seed, is_bad in zip(self.seeds, bad.tolist()) if is_bad]
+            raise TrainingError(
+                f"the meta-loss of seed {', '.join(map(str, seeds))} is not finite at update {self.updates}"
+            )
+
+    # ------------------------------------------------------------------ validation and state
+
+    def validate(self, loss: Tensor | None) -> list[dict[str, Any]]:
+        """Validate, keep each seed's best state, and return the new rows of metrics."""
+        settings = self.recipe.validation
+        assert settings.task is not None
+        number = len(self.history) // len(self.seeds)
+        results, self.chunks["val"] = evaluate(
+            self.models,
+            self.sources["val"],
+            settings.task,
+            self.seeds,
+            tasks=settings.tasks,
+            first=number * settings.tasks,
+            chunk=self.chunks.get("val"),
+            cast=self.cast,
+            traced=self.recipe.train.trace,
+        )
+        losses = [float("nan")] * len(self.seeds) if loss is None else loss.reshape(-1).tolist()
+        rows = []
+        for i, seed in enumerate(self.seeds):
+            score = estimate(results[i, :, 1])
+            if (score.mean > self.best_scores[i]) == self.higher_is_better and score.mean != self.best_scores[i]:
+                self.best_scores[i] = score.mean
+                self.best[i] = self.models.state(i)
+            rows.append(
+                {
+                    "update": self.updates,
+                    "tasks": self.updates * self.recipe.train.meta_batch,
+                    "seed": seed,
+                    "train_loss": losses[i],
+                    "val_loss": results[i, :, 0].mean().item(),
+                    "val_score": score.mean,
+                    "val_interval": score.interval,
+                    "best_score": self.best_scores[i],
+                    "lr": self.optimizer.param_groups[0]["lr"],
+                    "seconds": round(self.seconds, 3),
+                }
+            )
+        self.history += rows
+        if isinstance(self.schedule, ReduceLROnPlateau):
+            self.schedule.step(rows[0]["val_score" if self.schedule.mode == "max" else "val_loss"])
+        return rows
+
+    def state(self) -> dict[str, Any]:
+        """Return all that is needed to continue, in types that load without running code."""
+        return {
+            "updates": self.updates,
+            "seconds": self.seconds,
+            "chunks": self.chunks,
+            "history": self.history,
+            "parameters": {name: tensor.detach() for name, tensor in self.models.parameters.items()},
+            "buffers": self.models.buffers,
+            "best": self.best,
+            "best_scores": self.best_scores,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict() if self.schedule else None,
+        }
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from a saved state."""
+        for name in ("updates", "seconds", "chunks", "history", "best_scores"):
+            setattr(self, name, state[name])
+        for name, tensor in {**self.models.parameters, **self.models.buffers}.items():
+            tensor.copy_({**state["parameters"], **state["buffers"]}[name])
+        self.best = [{name: tensor.to(self.device) for name, tensor in best.items()} for best in state["best"]]
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.schedule:
+            self.schedule.load_state_dict(state["schedule"])
+
+    def save(self, run: Run) -> None:
+        """Save the state and the weights into the folder of the run."""
+        run.save_state(self.seeds, self.state())
+        for i, seed in enumerate(self.seeds):
+            run.save_weights("last", seed, self.models.state(i))
+            run.save_weights("best", seed, self.best[i])
+
+
+def train_group(group: Group, run: Run, listener: Listener, others: list[dict[str, Any]]) -> None:
+    """Train a group of seeds to the end of its recipe, from wherever its state is.
+
+    Args:
+        group: the seeds and their state.
+        run: the folder to save into.
+        listener: told of every step.
+        others: rows of metrics of seeds that trained before, kept in the run's files.
+
+    Raises:
+        TrainingError: a loss is not finite; the message names the last good checkpoint.
+        Interrupted: SIGINT or SIGTERM came; the step was finished and the state saved.
+    """
+    total, every = group.recipe.train.updates, group.recipe.validation.every
+    loss: Tensor | None = None
+    saved = time.monotonic()
+
+    def save() -> None:
+        nonlocal saved
+        group.save(run)
+        if group.history:
+            run.write_metrics(others + group.history)
+        saved = time.monotonic()
+
+    def validate() -> None:
+        listener.validated(group.validate(loss), group.best_scores)
+        save()
+
+    with _signals() as received:
+        if not group.history:
+            validate()
+        while group.updates < total:
+            start = time.monotonic()
+            try:
+                loss = latest = group.update()
+            except TrainingError as error:
+                path = run.state_path(group.seeds)
+                good = torch.load(path, weights_only=True)["updates"]
+                raise TrainingError(
+                    f"{error}, in recipe {run.name}. The last good checkpoint is {path} (update {good}); "
+                    "a lower learning rate, gradient clipping (train.clip_norm) or float64 may help"
+                ) from error
+            group.seconds += time.monotonic() - start
+            listener.step(group.updates, lambda: latest.mean().item())  # noqa: B023
+            if group.updates % every == 0 or group.updates == total:
+                validate()
+            elif received or time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
+                save()
+            if received and group.updates < total:
+                raise Interrupted(
+                    f"stopped by {signal.Signals(received[0]).name} after update {group.updates} of {total}, "
+                    f"which is saved; `quickstudy train {run.name} --out {run.folder} --resume` continues",
+                    received[0],
+                )
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying of them; a second one is not caught."""
+    received: list[int] = []
+    previous: dict[int, Any] = {}
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(number, previous[number])
+
+    if threading.current_thread() is threading.main_thread():  # elsewhere the caller's handlers stay
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, handler)
+    try:
+        yield received
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)
+
+
+def _clip_value(gradients: list[Tensor], bound: float | None) -> list[Tensor]:
+    return [gradient.clamp(-bound, bound) for gradient in gradients] if bound is not None else gradients
+
+
+def _clip_norm(gradients: list[Tensor], bound: float, seeds: int) -> list[Tensor]:
+    """Scale the gradients of each seed so that the norm of all of them together is at most ``bound``."""
+    rows = [gradient.reshape(seeds, -1) for gradient in gradients]
+    norm = torch.linalg.vector_norm(torch.cat(rows, dim=1), dim=1, keepdim=True)
+    scale = (bound / (norm + 1e-6)).clamp(max=1.0)
+    return [(row * scale).view_as(gradient) for row, gradient in zip(rows, gradients)]
+
+
+def build_methods(recipe: Callable[[], Recipe], seeds: Sequence[int]) -> list[Method]:
+    """Return a built method for each seed, its parameters drawn by that seed alone.
+
+    Args:
+        recipe: makes the objects of the recipe anew on each call.
+        seeds: the seeds.
+    """
+    methods = []
+    for seed in seeds:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            made = recipe()
+            example = made.dataset.split("train").tasks(made.train.task, 0, 1, seed=seed)[0]
+            methods.append(made.method.build(example))
+    return methods

@@ -1,0 +1,227 @@
+"""Ours against the authors' code: every array of every golden case, in float64."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from quickstudy.data.base import Dataset
+from quickstudy.engine.models import Models, meta_loss
+from quickstudy.engine.recipe import Recipe, Training
+from quickstudy.engine.train import Group
+from quickstudy.methods import MAML, Method, ProtoNet
+from quickstudy.methods.protonet import distances, prototypes
+from quickstudy.nn import MLP, Conv4, replayed
+from quickstudy.task import Support, Task, TaskShape
+
+FOLDER = Path(__file__).parent / "golden"
+Case = dict[str, Tensor]
+
+
+def load(name: str) -> Case:
+    return {key: torch.from_numpy(value) for key, value in np.load(FOLDER / f"{name}.npz").items()}
+
+
+def assert_golden(ours: Tensor, stored: Tensor, *, relative: float = 1e-10) -> None:
+    bound = max(relative * stored.abs().max().item() + 1e-12, 1e-3 * relative)
+    assert (ours.detach() - stored).abs().max().item() <= bound
+
+
+def task_of(case: Case, prefix: str = "", way: int | None = None) -> Task:
+    return Task(*(case[f"{prefix}{name}"] for name in ("support_x", "support_y", "query_x", "query_y")), way=way)
+
+
+def mlp_names(layers: int, norm: bool) -> dict[str, str]:
+    """Golden name -> ours, of an MLP with ``layers`` hidden layers and a head."""
+    names = {}
+    for i in range(layers):
+        names[f"W{i + 1}"], names[f"b{i + 1}"] = f"backbone.linears.{i}.weight", f"backbone.linears.{i}.bias"
+        if norm:
+            names[f"bn{i + 1}.scale"] = f"backbone.norms.{i}.weight"
+            names[f"bn{i + 1}.shift"] = f"backbone.norms.{i}.bias"
+    names[f"W{layers + 1}"], names[f"b{layers + 1}"] = "head.weight", "head.bias"
+    return names
+
+
+def smallconv_names() -> dict[str, str]:
+    names = {"head.W": "head.weight", "head.b": "head.bias"}
+    for i in range(2):
+        names |= {f"conv{i + 1}.{kind}": f"backbone.convs.{i}.{kind}" for kind in ("weight", "bias")}
+        names |= {f"bn{i + 1}.scale": f"backbone.norms.{i}.weight", f"bn{i + 1}.shift": f"backbone.norms.{i}.bias"}
+    return names
+
+
+def conv_names() -> dict[str, str]:
+    names = {"head.weight": "head.weight", "head.bias": "head.bias"}
+    for i in range(4):
+        for kind in ("weight", "bias"):
+            names[f"block{i + 1}.conv.{kind}"] = f"backbone.convs.{i}.{kind}"
+            names[f"block{i + 1}.bn.{kind}"] = f"backbone.norms.{i}.{kind}"
+    return names
+
+
+def build(method: Method, task: Task, case: Case, names: dict[str, str]) -> Method:
+    """Build a method for a task and give it the parameters of a case."""
+    method.build(task.map(lambda t: t.float() if t.is_floating_point() else t)).double()
+    own = method.state_dict()
+    state = {ours: case[f"param.{theirs}"] for theirs, ours in names.items() if ours in own}
+    method.load_state_dict(state)
+    return method
+
+
+NETS = {
+    "maml_sine_T3": (lambda: MLP([7, 7, 7]), mlp_names(3, False), None),
+    "maml_sine_T3_clip": (lambda: MLP([7, 7, 7]), mlp_names(3, False), None),
+    "maml_mlpbn_T2": (lambda: MLP([16, 12, 8, 8], batch_norm=True), mlp_names(4, True), 5),
+    "maml_smallconv_T2": (lambda: Conv4(channels=4, blocks=2), smallconv_names(), 5),
+    "protonet_mlpbn": (lambda: MLP([16, 12, 8, 8], batch_norm=True), mlp_names(4, True), 5),
+    "protonet_smallconv": (lambda: Conv4(channels=4, blocks=2), smallconv_names(), 5),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in NETS if name.startswith("maml")])
+@pytest.mark.parametrize("order", [1, 2])
+def test_maml(name: str, order: int) -> None:
+    network, names, way = NETS[name]
+    case, steps = load(name), int(load(name)["T"])
+    task = task_of(case, way=way)
+    clip = float(case["grad_clip"]) if "grad_clip" in case else None
+    method = MAML(network(), inner_lr=float(case["base_lr"]), steps=steps, order=order, clip=clip)
+    build(method, task, case, names)
+
+    for step in range(1, steps + 1):
+        method.steps = step
+        weights = method.adapt(task.support).weights
+        for theirs, ours in names.items():
+            assert_golden(weights[ours], case[f"adapted.{theirs}.step{step}"])
+
+    prediction = method.predict(method.adapt(task.support), task.query_x)
+    assert_golden(prediction, case["query_pred" if way is None else "query_logits"])
+    loss = method.loss(task)
+    assert_golden(loss, case["query_loss"])
+    loss.backward()
+    gradients = {key: p.grad for key, p in method.named_parameters()}
+    for theirs, ours in names.items():
+        assert_golden(gradients[ours], case[f"grad{order}.{theirs}"])
+
+
+@pytest.mark.parametrize("name", [name for name in NETS if name.startswith("protonet")])
+def test_protonet(name: str) -> None:
+    network, names, way = NETS[name]
+    case = load(name)
+    task = task_of(case, way=way)
+    method = build(ProtoNet(network()), task, case, names)
+    assert_golden(method.embed(task.support_x), case["support_embedding"])
+    assert_golden(method.embed(task.query_x), case["query_embedding"])
+    assert_golden(method.predict(method.adapt(task.support), task.query_x), case["query_logits"])
+    loss = method.loss(task) * case["loss_scale"]
+    assert_golden(loss, case["query_loss"])
+    loss.backward()
+    for key, parameter in method.named_parameters():
+        assert_golden(parameter.grad, case[f"grad.{ {o: t for t, o in names.items()}[key] }"])
+
+
+class Fixed(Dataset):
+    """The tasks of a golden case as a dataset; it is never sampled."""
+
+    name, metric = "golden", "mse"
+
+    def split(self, split):
+        return self
+
+    def to(self, device):
+        return self
+
+
+def test_outer_loop_clips_the_running_sum() -> None:
+    case = load("outer_maml_sine_clip")
+    names = mlp_names(3, False)
+    tasks = [task_of(case, f"task{i}.") for i in range(1, 5)]
+    clip = float(case["grad_clip"])
+    method = MAML(MLP([7, 7, 7]), inner_lr=float(case["base_lr"]), steps=int(case["T"]), clip=clip)
+    build(method, tasks[0], case, names)
+    size = int(case["meta_batch_size"])
+    training = Training(
+        TaskShape(None, 5, 10), size, 2, "sum", clip_value=clip, clip_each_task=True, precision="float64"
+    )
+    rate = float(case["meta_lr"])
+    recipe = Recipe(Fixed(), method, training, optimizer=lambda p: torch.optim.Adam(p, lr=rate, foreach=False))
+    group = Group(recipe, [0], [method], "cpu")
+    for update in (1, 2):
+        pair = tasks[size * (update - 1) : size * update]
+        batch = Task(*(torch.stack(parts) for parts in zip(*(task.tensors for task in pair))))
+        for chunk in (0, 1):  # the loop and vmap of one task at a time
+            gradients, _ = group.gradients(batch, chunk)
+            for theirs, ours in names.items():
+                mine = dict(zip(group.models.trained, gradients))[ours]
+                assert_golden(mine, case[f"grad.update{update}.{theirs}"])
+        for parameter, gradient in zip(group.models.trained.values(), gradients):
+            parameter.grad = gradient
+        group.optimizer.step()
+        for theirs, ours in names.items():
+            assert_golden(group.models.parameters[ours], case[f"param_after.update{update}.{theirs}"])
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("chunk", [0, 1, 2])
+def test_maml_conv_batch(order: int, chunk: int) -> None:
+    """The re-implementation's two tasks: mean loss, probabilities and meta-gradient, in a loop and under vmap."""
+    case, names = load("maml_conv_T2"), conv_names()
+    shot, way, queries = (int(case[key]) for key in ("n_shot", "k_way", "q_queries"))
+    labels = torch.arange(way)
+    support, query = labels.repeat_interleave(shot).expand(2, -1), labels.repeat_interleave(queries).expand(2, -1)
+    x = case["x"]
+    batch = Task(x[:, : way * shot], support, x[:, way * shot :], query, way)
+    method = MAML(Conv4(channels=4), inner_lr=float(case["inner_lr"]), steps=int(case["inner_steps"]), order=order)
+    models = Models([build(method, batch[0], case, names)])
+    loss = torch.cat(list(models.run(meta_loss, batch, chunk))).mean()
+    assert_golden(loss, case[f"order{order}.loss"], relative=1e-9)
+    gradients = torch.autograd.grad(loss, list(models.trained.values()))
+    mine = dict(zip(models.trained, gradients))
+    for theirs, ours in names.items():
+        assert_golden(mine[ours], case[f"order{order}.metagrad.{theirs}"], relative=1e-9)
+
+    def probabilities(method: Method, task: Task) -> Tensor:
+        return method.predict(method.adapt(task.support), task.query_x).softmax(-1)
+
+    ours = torch.cat(list(models.run(probabilities, batch, chunk))).flatten(0, 1)
+    assert_golden(ours, case[f"order{order}.prob"], relative=1e-9)
+
+
+@pytest.mark.parametrize(("kind", "distance"), [("l2", "euclidean"), ("cosine", "cosine")])
+def test_protonet_conv(kind: str, distance: str) -> None:
+    case, names = load("protonet_conv"), conv_names()
+    shot, way, queries = (int(case[key]) for key in ("n_shot", "k_way", "q_queries"))
+    labels = torch.arange(way)
+    split = way * shot
+    task = Task(
+        case["x"][:split], labels.repeat_interleave(shot), case["x"][split:], labels.repeat_interleave(queries), way
+    )
+    method = build(ProtoNet(Conv4(channels=4), distance=distance, norm="joint"), task, case, names)
+
+    logits = method.predict(method.adapt(task.support), task.query_x)
+    assert_golden(-logits, case[f"{kind}.train.distance"], relative=1e-9)
+    assert_golden(logits.softmax(-1), case[f"{kind}.train.prob"], relative=1e-9)
+    loss = method.loss(task)
+    assert_golden(loss, case[f"{kind}.train.loss"], relative=1e-9)
+    loss.backward()
+    for key, parameter in method.named_parameters():
+        theirs = {o: t for t, o in names.items()}[key]
+        assert_golden(parameter.grad, case[f"{kind}.train.grad.{theirs}"], relative=1e-9)
+
+    stored = [(case[f"param.block{i}.bn.running_mean"], case[f"param.block{i}.bn.running_var"]) for i in range(1, 5)]
+    with replayed(stored):
+        support = method.backbone(task.support_x)
+    with replayed(stored):
+        query = method.backbone(task.query_x)
+    means = prototypes(support, Support(task.support_x, task.support_y, way))
+    assert_golden(means, case["eval.prototypes"], relative=1e-9)
+    assert_golden(query, case["eval.embedding_query"], relative=1e-9)
+    ours = distances(query, means, distance)
+    assert_golden(ours, case[f"{kind}.eval.distance"], relative=1e-9)
+    assert_golden((-ours).softmax(-1), case[f"{kind}.eval.prob"], relative=1e-9)
+    assert_golden(nn.functional.cross_entropy(-ours, task.query_y), case[f"{kind}.eval.loss"], relative=1e-9)
