@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from quickstudy.commands import pick_device, seed_list
@@ -35,6 +36,7 @@ def train(
 
     from quickstudy import engine
     from quickstudy.engine.progress import Bar
+    from quickstudy.engine.tensorboard import Board, Several
 
     parsed = engine.parse_recipe(engine.recipe_text(recipe), settings)
     name = recipe if not recipe.endswith((".yaml", ".yml")) else Path(recipe).stem
@@ -42,6 +44,7 @@ def train(
     numbers = seed_list(seeds)
     made = engine.instantiate(parsed)
     console = Console()
+    boards = [Board(folder)] if find_spec("tensorboard") else []
     with Bar(name, made.train.updates, made.train.meta_batch, made.dataset.metric, console) as bar:
         run = engine.train(
             parsed,
@@ -51,6 +54,6 @@ def train(
             device=pick_device(device),
             resume=resume,
             overwrite=overwrite,
-            listener=bar,
+            listener=Several(bar, *boards),
         )
     console.print(f"{run.folder}   next: quickstudy test {run.folder}", soft_wrap=True, highlight=False)

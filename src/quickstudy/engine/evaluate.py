@@ -34,7 +34,7 @@ def evaluate(
     first: int = 0,
     chunk: int | None = None,
     cast: Callable[[Task], Task] = lambda task: task,
-    traced: bool = True,
+    traced: bool = False,
     progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[Tensor, int]:
     """Score the models on tasks ``first .. first+tasks-1`` of each of their seeds.
@@ -47,7 +47,7 @@ def evaluate(
         tasks: how many, for each seed.
         first: number of the first.
         chunk: tasks at a time under vmap (``LOOP``: none); by timing if ``None``.
-        traced: run as a flat program, traced once.
+        traced: run as a flat program, traced once: worth it when the same models are evaluated again and again.
         cast: applied to every batch, such as a change of precision.
         progress: called with the number of tasks done.
 

@@ -61,9 +61,8 @@ def train(
     listener = listener or Quiet()
     seeds = list(dict.fromkeys(seeds))
     text = dump_recipe(settings)
-    if folder.exists() and overwrite:
-        shutil.rmtree(folder)
-    if (folder / "recipe.yaml").exists() and not resume:
+    begun = (folder / "run.json").exists() and not overwrite
+    if begun and not resume:
         raise RecipeError(
             f"{folder} holds a training already: continue it with --resume, replace it with --overwrite, "
             "or choose another folder with --out"
@@ -72,19 +71,23 @@ def train(
     def make() -> Recipe:
         return instantiate(settings)
 
-    if (folder / "run.json").exists():
+    def group_of(group_seeds: list[int]) -> Group:
+        return Group(make(), group_seeds, build_methods(make, group_seeds), device)
+
+    if begun:
         info = run.info
         _check_same(run, text, settings, seeds, info)
     else:
-        groups = _grouping(make, seeds, device)
-        info = {"recipe": name, "seeds": seeds, "groups": groups, **environment(device)}
-        run.write_text("recipe.yaml", text)
-    run.write_info(info)
+        info = {"recipe": name, "seeds": seeds, "groups": _grouping(group_of, seeds), **environment(device)}
+    first = group_of(info["groups"][0])  # may complain of data or network: before anything is written or removed
+    if overwrite and folder.exists():
+        shutil.rmtree(folder)
     run.write_text("recipe.yaml", text)
+    run.write_info(info)
 
     done: list[dict[str, Any]] = []
-    for group_seeds in info["groups"]:
-        group = Group(make(), group_seeds, build_methods(make, group_seeds), device)
+    for index, group_seeds in enumerate(info["groups"]):
+        group = group_of(group_seeds) if index else first
         state = run.load_state(group_seeds)
         if state is not None:
             group.load(state)
@@ -93,28 +96,26 @@ def train(
     return run
 
 
-def _grouping(make: Callable[[], Recipe], seeds: list[int], device: str) -> list[list[int]]:
+def _grouping(group_of: Callable[[list[int]], Group], seeds: list[int]) -> list[list[int]]:
     """Decide which seeds train as one job: all, where the network allows it and it is faster, or each alone."""
     together, in_turn = [seeds], [[seed] for seed in seeds]
     if len(seeds) == 1:
         return together
-    recipe = make()
-    wish = recipe.train.together
-    probe = Group(recipe, seeds[:1], build_methods(make, seeds[:1]), device)
-    optimizer = type(probe.optimizer).__name__
-    plateau = type(probe.schedule).__name__ == "ReduceLROnPlateau"
-    if optimizer not in ELEMENTWISE or plateau or recipe.train.batching == "loop":
-        if wish:
+    probe = group_of(seeds[:1])
+    train = probe.recipe.train
+    optimizer, schedule = type(probe.optimizer).__name__, type(probe.schedule).__name__
+    if optimizer not in ELEMENTWISE or schedule == "ReduceLROnPlateau" or train.batching == "loop":
+        if train.together:
             raise RecipeError(
                 "seeds can train together only under vmap, with an element-wise optimiser and a schedule that does not "
-                f"look at scores; here they are {recipe.train.batching}, {optimizer}, {type(probe.schedule).__name__}; "
+                f"look at scores; here these are {train.batching}, {optimizer} and {schedule}; "
                 "leave train.together out"
             )
         return in_turn
-    if wish is not None:
-        return together if wish else in_turn
+    if train.together is not None:
+        return together if train.together else in_turn
     try:
-        all_at_once = _seconds_per_update(Group(make(), seeds, build_methods(make, seeds), device))
+        all_at_once = _seconds_per_update(group_of(seeds))
     except (BackboneError, RuntimeError):  # no rule for vmap, or not enough memory
         return in_turn
     return together if all_at_once < len(seeds) * _seconds_per_update(probe) else in_turn

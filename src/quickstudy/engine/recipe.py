@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from pydoc import locate
 from typing import Any, Literal
 
 import yaml
@@ -183,14 +185,14 @@ def parse_recipe(text: str, overrides: Sequence[str] = ()) -> Namespace:
     except yaml.YAMLError as error:
         raise RecipeError(f"the recipe is not valid YAML: {error}") from error
     except ArgumentError as error:
-        raise RecipeError(_explained(str(error), parser, text)) from error
+        raise RecipeError(_explained(str(error), parser)) from error
     settings.pop("recipe", None)
     return settings
 
 
 def dump_recipe(settings: Namespace) -> str:
     """Return the YAML of a parsed recipe, with every default written out."""
-    return recipe_parser().dump(settings, skip_none=True)
+    return recipe_parser().dump(settings, skip_unset=True)
 
 
 def instantiate(settings: Namespace) -> Recipe:
@@ -205,24 +207,21 @@ def instantiate(settings: Namespace) -> Recipe:
         raise RecipeError(f"the recipe cannot be built: {error}") from error
 
 
-def _explained(message: str, parser: ArgumentParser, text: str) -> str:
-    """Add the nearest right key to a parser's complaint about a wrong one."""
+def _explained(message: str, parser: ArgumentParser) -> str:
+    """Add the nearest right name to a parser's complaint about a wrong one."""
     message = re.sub(r"\s*\n\s*", " ", message).strip()
-    wrong = re.search(r"(?:[Oo]ption|unrecognized arguments:|Key) '?-*([\w.]+)", message)
-    if wrong:
-        word = wrong.group(1).split(".")[-1]
-        message += suggest(word, _known_keys(parser, message) - {word})
-    return f"the recipe has a setting that is not understood: {message}"
-
-
-def _known_keys(parser: ArgumentParser, message: str) -> set[str]:
-    """Return the last parts of all keys of a recipe, and of the classes that a message names."""
-    import inspect
-    from pydoc import locate
-
     keys = {part for action in parser._actions for part in action.dest.split(".")}
     for path in re.findall(r"class_path '([\w.]+)'", message):
         located = locate(path)
         if inspect.isclass(located):
             keys |= set(inspect.signature(located).parameters)
-    return keys
+    hint = ""
+    key = re.search(r"(?:[Oo]ption|unrecognized arguments:) '?-*([\w.]+)", message)
+    attribute = re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message)
+    if key:
+        wrong = [part for part in key.group(1).split(".") if part not in keys]
+        hint = suggest(wrong[0], keys) if wrong else ""
+    elif attribute:
+        module = locate(attribute.group(1))
+        hint = suggest(attribute.group(2), getattr(module, "__all__", dir(module)))
+    return f"the recipe has a setting that is not understood: {message}{hint}"

@@ -21,7 +21,7 @@ from quickstudy.engine.models import Models, fastest_chunk, meta_loss
 from quickstudy.engine.recipe import Recipe
 from quickstudy.engine.run import Run
 from quickstudy.engine.statistics import estimate
-from quickstudy.errors import TrainingError
+from quickstudy.errors import BackboneError, TrainingError
 from quickstudy.methods import Method
 from quickstudy.task import Task
 
@@ -150,6 +150,13 @@ class Group:
         train = self.recipe.train
         largest = min(train.meta_batch, train.chunk or train.meta_batch)
         if train.batching == "vmap":
+            try:
+                self.gradients(batch, largest)
+            except (RuntimeError, NotImplementedError) as error:
+                raise BackboneError(
+                    f"train.batching is vmap, but {type(self.models.method.backbone).__name__} cannot run under it: "
+                    f"{str(error).splitlines()[0]}; use auto or loop"
+                ) from error
             return largest
         return fastest_chunk(
             lambda size: self.gradients(batch, size),

@@ -1,0 +1,126 @@
+"""Recipes: parsed by type, explained when wrong, and every one of them runs."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from helpers import SINE
+
+from quickstudy import engine
+from quickstudy.engine.recipe import dump_recipe, parse_recipe, recipe_names, recipe_text
+from quickstudy.engine.train import Group, build_methods
+from quickstudy.errors import DataError, RecipeError
+from quickstudy.task import TaskShape
+
+PUBLISHED = Path(__file__).parents[2] / "results" / "published.csv"
+
+
+def test_overrides_reach_every_depth() -> None:
+    overrides = ["--train.updates=7", "--method.backbone.widths=[3]", "--optimizer=torch.optim.SGD", "--optimizer.lr=2"]
+    settings = parse_recipe(SINE, overrides)
+    recipe = engine.instantiate(settings)
+    assert recipe.train.updates == 7
+    assert len(recipe.method.backbone.linears) == 1  # type: ignore[arg-type]
+    optimizer = recipe.optimizer([torch.nn.Parameter(torch.zeros(1))])
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert optimizer.defaults["lr"] == 2
+
+
+def test_a_dumped_recipe_reads_back_the_same() -> None:
+    for text in (SINE, recipe_text("omniglot/maml-conv4-20w1s")):
+        settings = parse_recipe(text)
+        assert parse_recipe(dump_recipe(settings)) == settings
+
+
+def test_task_sizes_that_are_not_given() -> None:
+    recipe = engine.instantiate(parse_recipe(SINE))
+    assert recipe.validation.task == recipe.test.task == recipe.train.task
+    recipe = engine.instantiate(parse_recipe(recipe_text("omniglot/protonet-mlp-5w1s"), ["--train.task.queries=3"]))
+    assert recipe.test.task == TaskShape(5, 1, 15)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "suggestion"),
+    [
+        ("updates: 30", "updtes: 30", "updates"),
+        ("steps: 2", "stesp: 2", "steps"),
+        ("widths", "wdths", "widths"),
+        ("validation:", "validaton:", "validation"),
+        ("meta_batch", "metabatch", "meta_batch"),
+        ("quickstudy.methods.MAML", "quickstudy.methods.MALM", "MAML"),
+    ],
+)
+def test_a_misspelt_key_is_named_and_the_right_one_suggested(old: str, new: str, suggestion: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(SINE.replace(old, new))
+    assert new.split(":")[0].split(".")[-1] in str(caught.value)
+    assert f"did you mean '{suggestion}'" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--train.updates=many", "train.updates"),
+        ("--train.updates=0", "at least 1"),
+        ("--train.task.shot=0", "one shot"),
+        ("--method.order=3", "order"),
+        ("--method.norm=joint", "norm batch or support, not 'joint'"),
+        ("--train.clip_each_task=true", "clip_value"),
+        ("--method.steps=-1", "zero or more"),
+    ],
+)
+def test_a_wrong_value_is_explained(override: str, message: str) -> None:
+    with pytest.raises((RecipeError, DataError), match=message):
+        engine.instantiate(parse_recipe(SINE, [override]))
+
+
+def test_text_that_is_not_yaml() -> None:
+    with pytest.raises(RecipeError, match="not valid YAML"):
+        parse_recipe("train: [")
+
+
+def test_an_unknown_recipe_is_answered_with_the_nearest() -> None:
+    with pytest.raises(RecipeError, match="did you mean 'sine/maml-5shot'"):
+        recipe_text("sine/mmal-5shot")
+    with pytest.raises(RecipeError, match="cannot read"):
+        recipe_text("nowhere.yaml")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_runs_for_two_updates(name: str) -> None:
+    """On its own data where that is at hand, and otherwise on glyphs, of the same shape."""
+    overrides = ["--train.updates=2", "--train.batching=loop", "--train.trace=false"]
+    if not name.startswith("sine"):
+        overrides += ["--dataset=quickstudy.data.Glyphs", "--train.meta_batch=1"]
+    if "conv4" in name:
+        overrides += ["--method.backbone.channels=8"]
+    settings = parse_recipe(recipe_text(name), overrides)
+
+    def make() -> engine.Recipe:
+        return engine.instantiate(settings)
+
+    group = Group(make(), [0], build_methods(make, [0]), "cpu")
+    before = group.models.state(0)
+    for _ in range(2):
+        assert torch.isfinite(group.update()).all()
+    assert any(not torch.equal(before[key], tensor) for key, tensor in group.models.state(0).items())
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_says_what_it_is_and_what_was_published(name: str) -> None:
+    text = recipe_text(name)
+    assert text.startswith("# ")
+    known = {row["id"]: row for row in csv.DictReader(PUBLISHED.open())}
+    recipe = yaml.safe_load(text)
+    for identifier in recipe["published"]:
+        row = known[identifier]
+        shape = recipe.get("test", {}).get("task") or recipe["train"]["task"]
+        assert row["dataset"] == name.split("/")[0]
+        assert int(row["shot"]) == shape["shot"]
+        assert row["way"] == str(shape["way"] or "")
+    assert recipe["published"] or name.startswith("glyphs/")

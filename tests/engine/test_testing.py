@@ -1,0 +1,86 @@
+"""The number at the end: its interval, its setting, its place in the files."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import GLYPHS, SINE
+from scipy import stats
+
+from quickstudy import engine
+from quickstudy.engine import testing
+from quickstudy.engine.statistics import estimate
+from quickstudy.engine.testing import Wish, append_measured
+from quickstudy.errors import RecipeError
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> engine.Run:
+    return engine.train(engine.parse_recipe(GLYPHS), tmp_path_factory.mktemp("run"), name="glyphs/x", seeds=[0, 1])
+
+
+def test_interval_is_student_t() -> None:
+    values = torch.rand(37).double()
+    found = estimate(values)
+    low, high = stats.t.interval(0.95, 36, loc=values.mean(), scale=stats.sem(values))
+    assert found.mean == pytest.approx(values.mean().item())
+    assert found.interval == pytest.approx((high - low) / 2)
+    assert estimate([0.5]).interval != estimate([0.5]).interval  # one value has no interval: NaN
+
+
+def test_pools_the_tasks_of_all_seeds(run: engine.Run) -> None:
+    result = testing.test_run(run, Wish(), "cpu")
+    assert result.score.count == 20
+    assert set(result.per_seed) == {0, 1}
+    assert result.score.mean == pytest.approx(sum(result.per_seed.values()) / 2)
+    stored = json.loads((run.folder / "test.jsonl").read_text().splitlines()[-1])
+    assert stored["score"]["mean"] == result.score.mean
+    assert stored["setting"]["norm"] == "batch"
+    assert testing.test_run(run, Wish(), "cpu").score == result.score  # the same tasks each time
+
+
+def test_wishes_change_the_setting(run: engine.Run) -> None:
+    result = testing.test_run(run, Wish(tasks=3, way=7, shot=2, queries=4, norm="support", weights="last"), "cpu")
+    expected = {"way": 7, "shot": 2, "queries": 4, "tasks": 6, "norm": "support", "weights": "last", "steps": None}
+    assert expected.items() <= result.setting.items()
+    assert "7-way 2-shot" in result.text()
+
+
+def test_wishes_that_do_not_fit(run: engine.Run) -> None:
+    with pytest.raises(RecipeError, match="takes no inner steps"):
+        testing.test_run(run, Wish(steps=3), "cpu")
+    with pytest.raises(RecipeError, match="sine has mse"):
+        testing.test_run(run, Wish(on="sine"), "cpu")
+
+
+def test_inner_steps_change_the_score(tmp_path: Path) -> None:
+    run = engine.train(engine.parse_recipe(SINE), tmp_path / "run", name="sine/x")
+    none, many = (testing.test_run(run, Wish(steps=steps), "cpu") for steps in (0, 10))
+    assert many.score.mean != none.score.mean
+    assert "mse" in many.text()
+    with pytest.raises(RecipeError, match="leave --way out"):
+        testing.test_run(run, Wish(way=5), "cpu")
+
+
+def test_results_are_appended_to_one_file(run: engine.Run, tmp_path: Path) -> None:
+    path = tmp_path / "results" / "measured.csv"
+    result = testing.test_run(run, Wish(tasks=2), "cpu")
+    append_measured(path, result)
+    append_measured(path, result)
+    rows = list(csv.DictReader(path.open()))
+    assert len(rows) == 2
+    assert rows[0]["recipe"] == "glyphs/x"
+    assert float(rows[0]["value"]) == pytest.approx(100 * result.score.mean, rel=1e-4)
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(RecipeError, match="other columns"):
+        append_measured(path, result)
+    assert path.read_text() == "a,b\n1,2\n"
+
+
+def test_not_a_run(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="not the folder of a run"):
+        engine.Run.open(tmp_path)

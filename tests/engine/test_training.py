@@ -1,0 +1,246 @@
+"""Training as a whole: stopping, continuing, failing, and what is left behind."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import GLYPHS, SINE, quickstudy_process
+
+from quickstudy import engine
+from quickstudy.engine.checkpoint import load_state, load_weights, save_state, save_weights, write_atomically
+from quickstudy.errors import RecipeError, TrainingError
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+def train(folder: Path, *overrides: str, text: str = SINE, **options) -> engine.Run:
+    return engine.train(engine.parse_recipe(text, overrides), folder, name="test", **options)
+
+
+def weights(run: engine.Run, kind: str = "last", seed: int = 0) -> dict[str, torch.Tensor]:
+    return run.load_weights(kind, seed)
+
+
+def assert_same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def test_what_a_run_leaves_behind(tmp_path: Path) -> None:
+    run = train(tmp_path / "run", "--train.together=true", seeds=[0, 5])
+    rows = list(csv.DictReader((run.folder / "metrics.csv").open()))
+    assert [(int(row["update"]), int(row["seed"])) for row in rows] == [
+        (update, seed) for update in (0, 10, 20, 30) for seed in (0, 5)
+    ]
+    assert [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()] == run.metrics()
+    assert rows[-1]["tasks"] == "120"
+    assert run.info["seeds"] == [0, 5]
+    assert {"torch", "python", "quickstudy"} <= run.info["versions"].keys()
+    assert "inner_lr: 0.01" in run.recipe_text  # defaults are written out
+    for kind in ("best", "last"):
+        for seed in (0, 5):
+            assert weights(run, kind, seed)["head.weight"].shape == (1, 8)
+    assert not list(run.folder.glob(".*"))
+    engine.parse_recipe(run.recipe_text)
+
+
+def test_learning_happens_and_the_best_state_is_strictly_the_best(tmp_path: Path) -> None:
+    run = train(tmp_path / "run", "--train.updates=300", "--optimizer=torch.optim.Adam", "--optimizer.lr=0.01")
+    rows = run.metrics()
+    scores = [row["val_score"] for row in rows]
+    assert min(scores) < 0.8 * scores[0]
+    assert rows[-1]["best_score"] == min(scores)
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 1]])
+@pytest.mark.parametrize("text", [SINE, GLYPHS], ids=["sine", "glyphs"])
+def test_resumed_equals_unbroken_to_the_bit(tmp_path: Path, seeds: list[int], text: str) -> None:
+    """Stopped at a checkpoint and continued by other objects, with momentum, a schedule and traces."""
+    settings = ["--train.trace=true", "--schedule=torch.optim.lr_scheduler.StepLR", "--schedule.step_size=3"]
+    settings += ["--train.batching=vmap", "--train.together=true"]  # the same choice twice, not twice by timing
+    total = 30 if text == SINE else 4
+    whole = train(tmp_path / "whole", *settings, text=text, seeds=seeds)
+    train(tmp_path / "part", *settings, f"--train.updates={total // 2}", text=text, seeds=seeds)
+    part = train(tmp_path / "part", *settings, text=text, seeds=seeds, resume=True)
+    for seed in seeds:
+        assert_same_bits(weights(whole, "last", seed), weights(part, "last", seed))
+
+
+def test_killed_at_a_random_moment_and_resumed_equals_unbroken(tmp_path: Path) -> None:
+    """A real process, SIGKILL, three times over; then it is left to finish."""
+    (tmp_path / "sine.yaml").write_text(SINE)
+    settings = ["--train.updates=400", "--validation.every=25", "--train.batching=vmap"]
+    whole = train(tmp_path / "whole", *settings)
+    arguments = ["train", "sine.yaml", "--out", "run", "--resume", *settings]
+    for _ in range(3):
+        process = quickstudy_process(arguments, tmp_path)
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "run" / "state-0.pt").exists() and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(random.uniform(0, 1.5))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        load_state(tmp_path / "run" / "state-0.pt")  # whatever the moment, it is whole
+    process = quickstudy_process(arguments, tmp_path)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    run = engine.Run.open(tmp_path / "run")
+    assert_same_bits(weights(whole), weights(run))
+    assert_same_bits(weights(whole, "best"), weights(run, "best"))
+    keys = ("update", "val_score", "best_score")
+    assert [[r[k] for k in keys] for r in whole.metrics()] == [[r[k] for k in keys] for r in run.metrics()]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_and_saves(tmp_path: Path, number: signal.Signals) -> None:
+    (tmp_path / "sine.yaml").write_text(SINE)
+    arguments = ["train", "sine.yaml", "--out", "run", "--train.updates=1000000", "--validation.every=1000000"]
+    process = quickstudy_process(arguments, tmp_path)
+    while not (tmp_path / "run" / "state-0.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    state = load_state(tmp_path / "run" / "state-0.pt")
+    assert state["updates"] > 0
+    assert f"after update {state['updates']} of 1000000" in err
+    assert "--resume" in err
+    assert err.count("\n") == 1
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, command: Command) -> None:
+    (tmp_path / "sine.yaml").write_text(SINE)
+    status, _, err = command("train", "sine.yaml", "--out", "run", "--method.inner_lr=1e30")
+    assert status == 1
+    assert "not finite at update 0" in err
+    assert "recipe sine" in err
+    assert "last good checkpoint is run/state-0.pt (update 0)" in err
+    assert all(tensor.isfinite().all() for tensor in weights(engine.Run.open(tmp_path / "run")).values())
+
+
+def test_a_folder_in_use_and_other_settings_are_refused(tmp_path: Path) -> None:
+    train(tmp_path / "run")
+    with pytest.raises(RecipeError, match="--resume"):
+        train(tmp_path / "run")
+    with pytest.raises(TrainingError, match=r"method.init_args.inner_lr: 0.01 became 0.5"):
+        train(tmp_path / "run", "--method.inner_lr=0.5", resume=True)
+    with pytest.raises(RecipeError, match=r"seeds \[0\], not \[1\]"):
+        train(tmp_path / "run", seeds=[1], resume=True)
+    longer = train(tmp_path / "run", "--train.updates=40", resume=True)
+    assert longer.metrics()[-1]["update"] == 40
+    assert train(tmp_path / "run", overwrite=True).metrics()[-1]["update"] == 30
+
+
+def test_seeds_in_turn_equal_seeds_together(tmp_path: Path) -> None:
+    together = train(tmp_path / "together", "--train.together=true", "--train.precision=float64", seeds=[0, 1])
+    in_turn = train(tmp_path / "turn", "--train.together=false", "--train.precision=float64", seeds=[0, 1])
+    assert together.info["groups"] == [[0, 1]]
+    assert in_turn.info["groups"] == [[0], [1]]
+    for seed in (0, 1):
+        torch.testing.assert_close(weights(together, "last", seed), weights(in_turn, "last", seed))
+    assert len(in_turn.metrics()) == len(together.metrics())
+
+
+def test_seeds_cannot_share_an_optimiser_that_mixes_them(tmp_path: Path) -> None:
+    settings = ["--optimizer=torch.optim.Adafactor", "--train.together=true"]
+    with pytest.raises(RecipeError, match="element-wise"):
+        train(tmp_path / "run", *settings, seeds=[0, 1])
+    assert train(tmp_path / "run", settings[0], seeds=[0, 1]).info["groups"] == [[0], [1]]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "schedule"),
+    [("SGD", "CosineAnnealingLR"), ("AdamW", "ReduceLROnPlateau"), ("NAdam", "ExponentialLR")],
+)
+def test_any_optimiser_and_schedule(tmp_path: Path, optimizer: str, schedule: str) -> None:
+    extra = {"CosineAnnealingLR": ["--schedule.T_max=10"], "ExponentialLR": ["--schedule.gamma=0.9"]}
+    settings = [
+        f"--optimizer=torch.optim.{optimizer}",
+        "--optimizer.lr=0.001",
+        f"--schedule=torch.optim.lr_scheduler.{schedule}",
+        *extra.get(schedule, []),
+    ]
+    rows = train(tmp_path / "run", *settings).metrics()
+    if schedule != "ReduceLROnPlateau":
+        assert rows[1]["lr"] < rows[0]["lr"] == 0.001
+
+
+def test_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "state.pt"
+    save_state(path, {"updates": 1})
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    for save in (lambda: save_state(path, {"updates": 2}), lambda: save_weights(path, {"a": torch.ones(3)})):
+        with pytest.raises(TrainingError, match="No space left on device; what it held before is unharmed"):
+            save()
+    assert load_state(path) == {"updates": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_a_really_full_disk(tmp_path: Path, command: Command) -> None:
+    """A process that may not write files beyond 20 kB: one message, no fragment, exit status 1."""
+    import subprocess
+    import sys
+
+    (tmp_path / "sine.yaml").write_text(SINE)
+    script = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); "
+        "from quickstudy.__main__ import main; "
+        "sys.exit(main(['train', 'sine.yaml', '--out', 'run', '--method.backbone.widths=[64, 64]']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "cannot write run/state-0.pt" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert sorted(file.name for file in (tmp_path / "run").iterdir()) == ["recipe.yaml", "run.json"]
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    save_state(path, {"updates": 1, "parameters": {"w": torch.ones(100)}})
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(TrainingError, match=r"state.pt.*remove it"):
+        load_state(path)
+    with pytest.raises(TrainingError, match=r"state.pt"):
+        load_weights(path)
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
+    import pickle
+
+    class Attack:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "attacked",))
+
+    path = tmp_path / "state.pt"
+    with path.open("wb") as file:
+        pickle.dump(Attack(), file)
+    with pytest.raises(TrainingError):
+        load_state(path)
+    assert not (tmp_path / "attacked").exists()
+
+
+def test_writing_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
+    def write(path: Path) -> None:
+        path.write_text("half")
+        raise OSError(5, "Input/output error")
+
+    with pytest.raises(TrainingError, match="nothing was left there"):
+        write_atomically(tmp_path / "file", write)
+    assert list(tmp_path.iterdir()) == []
