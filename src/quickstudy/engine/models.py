@@ -78,6 +78,11 @@ class Models:
         """The meta-learned parameters."""
         return {name: tensor for name, tensor in self.parameters.items() if tensor.requires_grad}
 
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(iter(self.parameters.values())).device
+
     def state(self, seed: int) -> dict[str, Tensor]:
         """Return the parameters and buffers of one seed (by position), detached copies."""
         tensors = {**self.parameters, **self.buffers}

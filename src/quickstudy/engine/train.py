@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from quickstudy.engine.evaluate import draw, evaluate
+from quickstudy.engine.evaluate import draw, evaluate, seed_randomness
 from quickstudy.engine.models import Models, fastest_chunk, meta_loss
 from quickstudy.engine.recipe import Recipe
 from quickstudy.engine.run import Run
@@ -131,7 +131,7 @@ class Group:
 
     def update(self) -> Tensor:
         """Do one update; return the mean meta-loss of each seed, ``[seeds]`` or a scalar."""
-        torch.manual_seed(hash((self.seeds[0], self.updates)))  # for methods that draw
+        seed_randomness(self.device, self.seeds[0], self.updates)
         batch = self.batch(self.updates)
         if "train" not in self.chunks:
             self.chunks["train"] = self._choose_chunk(batch)

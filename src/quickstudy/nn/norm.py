@@ -70,68 +70,84 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         given, taken = _replaying.get(), _recording.get()
-        axes = [0, *range(2, x.dim())]
-        shape = (1, -1, *[1] * (x.dim() - 2))
+        images = x.dim() > 2
+        weight, bias = (p.view(-1, *[1] * (x.dim() - 2)) if images else p for p in (self.weight, self.bias))
         if given is not None:
-            mean, variance = next(given)
-            normal = (x - mean.view(shape)) * torch.rsqrt(variance + self.eps).view(shape)
-        elif x.numel() == x.shape[1]:
+            mean, variance = (statistic.view_as(weight) for statistic in next(given))
+            return (x - mean) * (torch.rsqrt(variance + self.eps) * weight) + bias
+        if x.numel() == x.shape[1]:
             raise BackboneError(
                 "batch normalisation of a single example has nothing to take statistics from: "
                 "use norm='support', or more than one example"
             )
-        elif taken is None and x.dim() > 2 and not _inside_grad():
+        if taken is None and images and not _inside_grad():
             return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
-        else:
-            normal, mean, scale = _Standardise.apply(x, axes, self.eps)
-            if taken is not None:
-                taken.append((mean.flatten(), scale.flatten() ** -2 - self.eps))
-        return normal * self.weight.view(shape) + self.bias.view(shape)
+        y, _, mean, scale = _Normalise.apply(x, weight, bias, self.eps)
+        if taken is not None:
+            taken.append((mean.flatten(), scale.flatten() ** -2 - self.eps))
+        return y
 
     def extra_repr(self) -> str:
         return f"{len(self.weight)}, eps={self.eps}"
 
 
-class _Standardise(torch.autograd.Function):
-    """``(x - mean) * scale`` with ``scale = 1 / sqrt(variance + eps)``; returns it, the mean and the scale.
+class _Normalise(torch.autograd.Function):
+    """``normal * weight + bias`` with ``normal = (x - mean) * scale`` and ``scale = 1 / sqrt(variance + eps)``.
 
-    The backward pass in closed form takes half the operations of PyTorch's derivative of the primitives, and
-    is itself differentiable. (``torch.var_mean`` would be one operation, but a slow one on a CPU.)
+    Returns it, and ``normal``, ``mean`` and ``scale``. The backward pass in closed form takes half the operations
+    of PyTorch's derivative of the primitives, and is itself differentiable. (``torch.var_mean`` would be one
+    operation, but a slow one on a CPU.)
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, axes: list[int], eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        mean = x.mean(axes, keepdim=True)
+    def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        axes, keep = _axes(x)
+        mean = x.mean(axes, keepdim=keep)
         centred = x - mean
-        scale = torch.rsqrt((centred * centred).mean(axes, keepdim=True) + eps)
-        return centred * scale, mean, scale
+        scale = torch.rsqrt((centred * centred).mean(axes, keepdim=keep) + eps)
+        normal = centred * scale
+        return normal * weight + bias, normal, mean, scale
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, list[int], float], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        ctx.axes = inputs[1]
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _, weight, _, _ = inputs
+        _, normal, _, scale = output
         ctx.set_materialize_grads(False)
-        normal, _, scale = output
-        ctx.save_for_backward(normal, scale)
+        ctx.save_for_backward(weight, normal, scale)
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor | None) -> tuple[Tensor | None, None, None]:
-        normal, scale = ctx.saved_tensors
-        of_normal, of_mean, of_scale = slopes
-        axes = ctx.axes
-        slope = None
+    def backward(ctx: Any, *slopes: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        weight, normal, scale = ctx.saved_tensors
+        axes, keep = _axes(normal)
+        share = scale.numel() / normal.numel()  # one over the number of values of a channel
+        of_y, of_normal, of_mean, of_scale = slopes
+        parts: list[Tensor] = []
+        of_weight = of_bias = None
+
+        def through(slope: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+            """Add the slope with respect to x of a slope with respect to ``factor * normal / scale``."""
+            along, total = (slope * normal).sum(axes, keepdim=keep), slope.sum(axes, keepdim=keep)
+            constant = factor * share
+            parts.append(slope * factor - normal * (along * constant) - total * constant)
+            return along, total
+
+        if of_y is not None:
+            along, total = through(of_y, scale * weight)
+            of_weight, of_bias = (s.view_as(weight) for s in (along, total)) if keep else (along, total)
         if of_normal is not None:
-            along = (of_normal * normal).mean(axes, keepdim=True)
-            slope = (of_normal - of_normal.mean(axes, keepdim=True) - normal * along) * scale
-        count = normal.numel() // scale.numel()
+            through(of_normal, scale)
         if of_mean is not None:
-            flat = (of_mean / count).expand_as(normal)
-            slope = flat if slope is None else slope + flat
+            parts.append((of_mean * share).expand_as(normal))
         if of_scale is not None:
-            bent = normal * (of_scale * scale * scale / -count)
-            slope = bent if slope is None else slope + bent
-        return slope, None, None
+            parts.append(normal * (of_scale * scale * scale * -share))
+        return sum(parts[1:], parts[0]) if parts else None, of_weight, of_bias, None
+
+
+def _axes(x: Tensor) -> tuple[list[int], bool]:
+    """Return the axes that statistics are taken over, and whether these stay as axes of size one."""
+    return [0, *range(2, x.dim())], x.dim() > 2
 
 
 def _inside_grad() -> bool:
