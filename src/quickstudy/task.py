@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from quickstudy.errors import DataError
+from quickstudy.errors import DataError, RecipeError
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,17 @@ class Support(NamedTuple):
     x: Tensor
     y: Tensor
     way: int | None
+
+    @property
+    def members(self) -> Tensor:
+        """Which examples are of which class, bool ``[way, M]``.
+
+        Raises:
+            RecipeError: a regression task has no classes.
+        """
+        if self.way is None:
+            raise RecipeError("this method learns classes, and a regression task has none: use another method")
+        return self.y[None, :] == torch.arange(self.way, device=self.y.device)[:, None]
 
 
 @dataclass(frozen=True)

@@ -72,8 +72,8 @@ def evaluate(
         with torch.no_grad():
             for start in range(first, first + tasks, DRAWN_AT_ONCE):
                 stop = min(start + DRAWN_AT_ONCE, first + tasks)
-                seed_randomness(str(models.device), seeds[0], start)
                 batch = cast(draw(source, shape, start, stop, seeds))
+                seed_randomness(str(batch.support_x.device), seeds[0], start)
                 if chunk is None:
                     chunk = _fastest(models, batch)
                 parts = list(models.run(scores, batch, chunk, traced=traced))

@@ -78,11 +78,6 @@ class Models:
         """The meta-learned parameters."""
         return {name: tensor for name, tensor in self.parameters.items() if tensor.requires_grad}
 
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return next(iter(self.parameters.values())).device
-
     def state(self, seed: int) -> dict[str, Tensor]:
         """Return the parameters and buffers of one seed (by position), detached copies."""
         tensors = {**self.parameters, **self.buffers}
@@ -188,6 +183,8 @@ class Models:
 def fastest_chunk(trial: Callable[[int], object], tasks: int, *, loop: bool, only_loop: bool = False) -> int:
     """Return the chunk size with which ``trial`` takes the least time, by trying them.
 
+    All candidates take turns, so that a busy machine slows down all of them alike; those that fall behind drop out.
+
     Args:
         trial: does the work once with a given chunk size.
         tasks: size of the batch, the largest chunk.
@@ -205,33 +202,31 @@ def fastest_chunk(trial: Callable[[int], object], tasks: int, *, loop: bool, onl
     candidates = [*sizes, LOOP] if loop else sizes
     if len(candidates) == 1:
         return candidates[0]
-    best, best_seconds, failure = None, float("inf"), None
+    seconds: dict[int, float] = {}
+    failure = None
     for chunk in candidates:
         try:
-            seconds = _seconds(trial, chunk, give_up=2 * best_seconds)
+            _seconds(trial, chunk)  # to warm up
+            seconds[chunk] = _seconds(trial, chunk)
         except (RuntimeError, NotImplementedError) as error:  # no rule for vmap, or out of memory
             failure = error
-            continue
-        if seconds < best_seconds:
-            best, best_seconds = chunk, seconds
-    if best is None:
+    if not seconds:
         raise BackboneError(
             f"the network can be batched neither over tasks (vmap) nor run in a loop: {failure}"
         ) from failure
-    return best
-
-
-def _seconds(trial: Callable[[int], object], chunk: int, give_up: float) -> float:
-    """Return the least time of a few trials, after one to warm up."""
-    best = float("inf")
-    for attempt in range(4):
-        start = time.perf_counter()
-        trial(chunk)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        took = time.perf_counter() - start
-        if attempt or took > give_up:
-            best = min(best, took)
-        if best > give_up:
+    for behind in (2.0, 1.5, 1.3, 1.3):
+        best = min(seconds.values())
+        seconds = {chunk: taken for chunk, taken in seconds.items() if taken <= behind * best}
+        if len(seconds) == 1:
             break
-    return best
+        for chunk in seconds:
+            seconds[chunk] = min(seconds[chunk], _seconds(trial, chunk))
+    return min(seconds, key=seconds.__getitem__)
+
+
+def _seconds(trial: Callable[[int], object], chunk: int) -> float:
+    start = time.perf_counter()
+    trial(chunk)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start

@@ -288,8 +288,9 @@ def train_group(group: Group, run: Run, listener: Listener, others: list[dict[st
         saved = time.monotonic()
 
     def validate() -> None:
-        listener.validated(group.validate(loss), group.best_scores)
-        save()
+        rows = group.validate(loss)
+        save()  # first: what a listener writes (curves, for instance) is of no use without the weights
+        listener.validated(rows, group.best_scores)
 
     with _signals() as received:
         if not group.history:

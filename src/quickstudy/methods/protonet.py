@@ -7,7 +7,6 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from quickstudy.errors import RecipeError
 from quickstudy.methods.base import Method, Norm
 from quickstudy.nn import Statistics
 from quickstudy.task import Support
@@ -59,9 +58,7 @@ class ProtoNet(Method):
 
 def prototypes(embedding: Tensor, support: Support) -> Tensor:
     """Return the mean embedding of every class, ``[way, features]``, of ``embedding [M, features]``."""
-    if support.way is None:
-        raise RecipeError("prototypes are means of classes; a regression task has none: use another method")
-    member = (support.y[None, :] == torch.arange(support.way, device=support.y.device)[:, None]).to(embedding.dtype)
+    member = support.members.to(embedding.dtype)
     return member @ embedding / member.sum(1, keepdim=True)
 
 
