@@ -9,6 +9,7 @@ from importlib import import_module
 COMMANDS = {
     "train": ("quickstudy.commands.train:train", "meta-train a recipe; writes the folder of a run"),
     "test": ("quickstudy.commands.test:test", "test a run on classes it has never met: mean and 95 % interval"),
+    "curves": ("quickstudy.commands.curves:curves", "draw learning curves of runs beside the published numbers"),
     "recipes": ("quickstudy.commands.recipes:recipes", "list the recipes: published number, source, what was measured"),
     "data list": ("quickstudy.commands.data:list_datasets", "list the datasets: where they are and how to get them"),
     "data get": ("quickstudy.commands.data:get", "download a dataset"),

@@ -154,3 +154,71 @@ def test_two_word_commands() -> None:
     assert find(["data", "list", "--x"]) == ("data list", ["--x"])
     with pytest.raises(RecipeError, match="list, get, "):
         find(["data"])
+
+
+def test_recipes_are_listed_filtered_and_shown(command: Command) -> None:
+    status, out, err = command("recipes")
+    assert (status, err) == (0, "")
+    assert "omniglot/maml-mlp-5w1s" in out
+    assert "84.09 ± 0.92 (huisman2023)" in out
+    _, out, _ = command("recipes", "sine", "--format", "markdown")
+    assert out.splitlines()[1] == "| --- | --- | --- | --- |"
+    assert all("sine/" in line for line in out.splitlines()[2:])
+    _, out, _ = command("recipes", "sine/maml-5shot")
+    assert out.startswith("# MAML on 5-shot sine regression")
+    assert "batching: auto" in out
+    status, out, err = command("recipes", "omnglot")
+    assert (status, out) == (1, "")
+    assert "did you mean 'omniglot'" in err
+
+
+def test_a_printed_recipe_trains(tmp_path: Path, command: Command) -> None:
+    _, out, _ = command("recipes", "sine/maml-5shot")
+    (tmp_path / "mine.yaml").write_text(out)
+    few = ("--train.updates=1", "--validation.tasks=2", "--train.trace=false", "--method.steps=1")
+    status, _, err = command("train", "mine.yaml", *few)
+    assert status == 0, err
+    assert (tmp_path / "runs/mine/curves.png").stat().st_size > 1000
+
+
+def test_datasets_are_listed_got_and_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", "list"]) == 0
+    out = capsys.readouterr().out
+    for word in ("sine\n", "glyphs\n", "omniglot\n", "quickstudy data get omniglot", "made as it is used"):
+        assert word in out
+    assert main(["data", "get", "glyphs"]) == 0
+    assert "packed in" in capsys.readouterr().out
+    assert main(["data", "show", "glyphs", "--split", "test", "--rows", "3", "--out", "sheet.png"]) == 0
+    assert "248 classes" in capsys.readouterr().out
+    assert main(["data", "show", "sine"]) == 0
+    assert Path("sheet.png").read_bytes()[:4] == Path("sine-train.png").read_bytes()[:4] == b"\x89PNG"
+    assert main(["data", "show", "omniglto"]) == 1
+    assert "did you mean 'omniglot'" in capsys.readouterr().err
+
+
+def test_the_demo_and_curves(tmp_path: Path, command: Command) -> None:
+    few = ("--train.updates=2", "--validation.tasks=4", "--test.tasks=8", "--train.trace=false")
+    for _ in range(2):  # a second demo replaces the first
+        status, out, err = command("demo", *few)
+        assert (status, err) == (0, "")
+    assert "1,019 characters to learn from, 248 of other scripts" in out
+    assert "nearest pixels" in out
+    assert "chance 20 %" in out
+    folder = tmp_path / "runs" / "demo"
+    assert {"task.png", "curves.png", "best-0.safetensors", "test.jsonl"} <= {path.name for path in folder.iterdir()}
+    status, out, err = command("curves", "runs/demo,runs/demo", "--out", "figures/both.svg")
+    assert (status, err) == (0, "")
+    assert (tmp_path / "figures" / "both.csv").read_text().count("\n") == 5
+
+
+def test_only_runs_are_overwritten(tmp_path: Path, command: Command) -> None:
+    (tmp_path / "sine.yaml").write_text(SINE)
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.txt").write_text("years of work")
+    status, _, err = command("train", "sine.yaml", "--out", "precious", "--overwrite")
+    assert status == 1
+    assert "not the folder of a run" in err
+    assert (tmp_path / "precious" / "thesis.txt").exists()

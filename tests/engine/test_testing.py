@@ -50,6 +50,21 @@ def test_wishes_change_the_setting(run: engine.Run) -> None:
     assert "7-way 2-shot" in result.text()
 
 
+def test_what_differs_from_the_recipe_is_said(tmp_path: Path) -> None:
+    assert testing.test_run(_few(tmp_path / "own"), Wish(), "cpu").setting["differs"]
+    few = _few(tmp_path / "few", "--method.inner_lr=0.5")
+    found = testing.test_run(few, Wish(tasks=3, steps=2), "cpu")
+    for part in ("train.updates 1", "method.init_args.inner_lr 0.5", "test --tasks 3", "test --steps 2"):
+        assert part in found.setting["differs"].split("; ")
+    assert "not as in the recipe" in found.text()
+
+
+def _few(folder: Path, *overrides: str) -> engine.Run:
+    quick = ["--train.updates=1", "--validation.tasks=2", "--test.tasks=2", "--train.trace=false", *overrides]
+    settings = engine.parse_recipe(engine.recipe_text("sine/maml-5shot"), quick)
+    return engine.train(settings, folder, name="sine/maml-5shot")
+
+
 def test_wishes_that_do_not_fit(run: engine.Run) -> None:
     with pytest.raises(RecipeError, match="takes no inner steps"):
         testing.test_run(run, Wish(steps=3), "cpu")

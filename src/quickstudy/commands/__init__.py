@@ -29,6 +29,9 @@ def call(name: str, function: Callable[..., int | None], arguments: Sequence[str
     own, keywords = list(arguments), {}
     if "settings" in parameters:
         own, keywords["settings"] = _split(arguments)
+    first = next(iter(parameters.values()), None)
+    if own and not own[0].startswith("-") and first is not None and first.default is not first.empty:
+        own[0] = f"--{first.name}={own[0]}"  # `recipes sine`: jsonargparse has no optional positional arguments
     flags = {f"--{parameter.name}" for parameter in parameters.values() if parameter.default is False}
     own = [f"{argument}=true" if argument in flags else argument for argument in own]
     try:

@@ -35,6 +35,7 @@ def train(
     from rich.console import Console
 
     from quickstudy import engine
+    from quickstudy.analysis import draw_curves
     from quickstudy.engine.progress import Bar
     from quickstudy.engine.tensorboard import Board, Several
 
@@ -56,4 +57,5 @@ def train(
             overwrite=overwrite,
             listener=Several(bar, *boards),
         )
+    draw_curves([run], run.folder / "curves.png")
     console.print(f"{run.folder}   next: quickstudy test {run.folder}", soft_wrap=True, highlight=False)

@@ -59,6 +59,10 @@ class Dataset(ABC):
         """
         return
 
+    def location(self) -> str | None:
+        """Return in words where the data is on this machine, or ``None`` if it is not; makes and fetches nothing."""
+        return "made as it is used"
+
     def prepare(self) -> Path | None:
         """Do now what the first use would have to do, such as packing all images, and return where the result lies."""
         return None

@@ -63,13 +63,21 @@ class Glyphs(Dataset):
         members = (i for i, name in enumerate(everything.names) if name.split("/")[0] in scripts)
         return everything.select(members, split_title(self.name, split))
 
+    def location(self) -> str:
+        """Return in words where the pictures are."""
+        return f"packed in {self._folder}" if self._folder.exists() else "not drawn yet: drawn at first use"
+
+    @property
+    def _folder(self) -> Path:
+        return store_folder(f"glyphs-v{VERSION}")
+
     def prepare(self) -> Path:
         """Draw all pictures, unless that has been done, and return the folder of the packed store.
 
         Raises:
             DataError: the fonts are missing, or the cache cannot be written.
         """
-        folder = store_folder(f"glyphs-v{VERSION}")
+        folder = self._folder
         if not folder.exists():
             font = version_of(font_folder() / FAMILIES[0][0])
             origin = {"dataset": self.name, "version": VERSION, "font": font, "families": FAMILIES}

@@ -107,13 +107,23 @@ class Omniglot(Dataset):
         classes = everything.select(members, split_title(f"omniglot ({self.splitting} split)", split))
         return classes.rotated() if self.rotations else classes
 
+    def location(self) -> str | None:
+        """Return in words where the packed images or the archives are, or ``None`` if nowhere."""
+        if self._folder.exists():
+            return f"packed in {self._folder}"
+        try:
+            archives = [str(find_half(half, source_folders(self.name, self.root))) for half in HALVES]
+        except DataError:
+            return None
+        return f"{' and '.join(archives)}; packed at first use"
+
     def prepare(self) -> Path:
         """Decode and pack all images, unless that has been done, and return the folder of the packed store.
 
         Raises:
             DataError: the data is not on this machine, incomplete or damaged, or the cache cannot be written.
         """
-        folder = store_folder(f"omniglot-{self.image_size}-v{VERSION}{self._mark()}")
+        folder = self._folder
         if folder.exists():
             return folder
         places = source_folders(self.name, self.root)
@@ -121,12 +131,14 @@ class Omniglot(Dataset):
         origin = {"dataset": self.name, "version": VERSION, "sources": [str(path) for path in sources]}
         return write_store(folder, read_all(sources, self.image_size), (1, self.image_size, self.image_size), origin)
 
-    def _mark(self) -> str:
-        """Return what tells a store made from a folder that the user has named from the common one."""
-        if self.root is None:
-            return ""
-        path = os.path.abspath(os.path.expanduser(self.root))
-        return f"-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
+    @property
+    def _folder(self) -> Path:
+        """The folder of the packed store; one made from a folder that the user has named is not the common one."""
+        mark = ""
+        if self.root is not None:
+            path = os.path.abspath(os.path.expanduser(self.root))
+            mark = f"-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
+        return store_folder(f"omniglot-{self.image_size}-v{VERSION}{mark}")
 
     @classmethod
     def get(cls) -> None:

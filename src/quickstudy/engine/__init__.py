@@ -6,6 +6,7 @@ from quickstudy.engine.models import LOOP, Models, meta_loss, scores
 from quickstudy.engine.recipe import Recipe, instantiate, parse_recipe, recipe_names, recipe_text
 from quickstudy.engine.run import Run
 from quickstudy.engine.statistics import Estimate, estimate
+from quickstudy.engine.train import build_methods
 
 __all__ = [
     "LOOP",
@@ -13,6 +14,7 @@ __all__ = [
     "Models",
     "Recipe",
     "Run",
+    "build_methods",
     "estimate",
     "evaluate",
     "instantiate",

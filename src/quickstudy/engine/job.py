@@ -10,7 +10,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from quickstudy.engine.recipe import Recipe, dump_recipe, instantiate, parse_recipe
+from quickstudy.engine.recipe import Recipe, differences, dump_recipe, instantiate, parse_recipe
 from quickstudy.engine.run import Run, environment
 from quickstudy.engine.train import ELEMENTWISE, Group, Listener, build_methods, train_group
 from quickstudy.errors import BackboneError, RecipeError, TrainingError
@@ -62,6 +62,8 @@ def train(
     seeds = list(dict.fromkeys(seeds))
     text = dump_recipe(settings)
     begun = (folder / "run.json").exists() and not overwrite
+    if overwrite and not (folder / "recipe.yaml").is_file() and folder.is_dir() and any(folder.iterdir()):
+        raise RecipeError(f"{folder} is not the folder of a run, so it is not overwritten; choose another with --out")
     if begun and not resume:
         raise RecipeError(
             f"{folder} holds a training already: continue it with --resume, replace it with --overwrite, "
@@ -138,11 +140,10 @@ def _check_same(run: Run, text: str, settings: Namespace, seeds: list[int], info
         raise RecipeError(f"{run.folder} was trained with seeds {info['seeds']}, not {seeds}; choose another --out")
     if run.recipe_text == text:
         return
-    old = parse_recipe(run.recipe_text)
     changed = [
-        f"{key}: {old.get(key)} became {value}"
-        for key, value in settings.items()
-        if old.get(key) != value and key != "train.updates"
+        f"{key}: {old} became {new}"
+        for key, (old, new) in differences(parse_recipe(run.recipe_text), settings).items()
+        if key != "train.updates"
     ]
     if changed:
         raise TrainingError(

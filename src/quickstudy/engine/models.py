@@ -206,7 +206,6 @@ def fastest_chunk(trial: Callable[[int], object], tasks: int, *, loop: bool, onl
     failure = None
     for chunk in candidates:
         try:
-            _seconds(trial, chunk)  # to warm up
             seconds[chunk] = _seconds(trial, chunk)
         except (RuntimeError, NotImplementedError) as error:  # no rule for vmap, or out of memory
             failure = error
@@ -214,14 +213,18 @@ def fastest_chunk(trial: Callable[[int], object], tasks: int, *, loop: bool, onl
         raise BackboneError(
             f"the network can be batched neither over tasks (vmap) nor run in a loop: {failure}"
         ) from failure
-    for behind in (2.0, 1.5, 1.3, 1.3):
-        best = min(seconds.values())
-        seconds = {chunk: taken for chunk, taken in seconds.items() if taken <= behind * best}
-        if len(seconds) == 1:
-            break
-        for chunk in seconds:
-            seconds[chunk] = min(seconds[chunk], _seconds(trial, chunk))
+    seconds = _near(seconds, 4.0)  # this first time also warmed up
+    seconds = {chunk: _seconds(trial, chunk) for chunk in seconds}
+    for behind in (2.0, 1.3, 1.3):
+        seconds = _near(seconds, behind)
+        if len(seconds) > 1:
+            seconds = {chunk: min(before, _seconds(trial, chunk)) for chunk, before in seconds.items()}
     return min(seconds, key=seconds.__getitem__)
+
+
+def _near(seconds: dict[int, float], factor: float) -> dict[int, float]:
+    """Keep those that take at most ``factor`` times as long as the fastest."""
+    return {chunk: taken for chunk, taken in seconds.items() if taken <= factor * min(seconds.values())}
 
 
 def _seconds(trial: Callable[[int], object], chunk: int) -> float:

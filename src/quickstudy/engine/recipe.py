@@ -195,6 +195,12 @@ def dump_recipe(settings: Namespace) -> str:
     return recipe_parser().dump(settings, skip_unset=True)
 
 
+def differences(old: Namespace, new: Namespace) -> dict[str, tuple[Any, Any]]:
+    """Return the settings that two parsed recipes do not share, each with its old and its new value."""
+    keys = dict.fromkeys([*old.keys(), *new.keys()])
+    return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
+
+
 def instantiate(settings: Namespace) -> Recipe:
     """Make the objects of a parsed recipe: a new, unbuilt method on every call.
 

@@ -27,6 +27,7 @@ class Run:
     ``metrics.csv|.jsonl``   one row a validation and seed
     ``state-<seeds>.pt``     all that is needed to continue (``--resume``)
     ``best-<seed>.safetensors``, ``last-<seed>.safetensors``  weights
+    ``curves.png``           training loss and validation score
     ``test.jsonl``           what ``quickstudy test`` measured
     ======================== =====================================================================
     """

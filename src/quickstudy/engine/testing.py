@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace
+
 from quickstudy.data import dataset_entry
 from quickstudy.engine.checkpoint import write_atomically
 from quickstudy.engine.evaluate import evaluate
 from quickstudy.engine.models import Models
-from quickstudy.engine.recipe import instantiate, parse_recipe
+from quickstudy.engine.recipe import differences, instantiate, parse_recipe, recipe_names, recipe_text
 from quickstudy.engine.run import Run, environment
 from quickstudy.engine.statistics import Estimate, estimate
 from quickstudy.engine.train import build_methods
@@ -67,6 +69,8 @@ class Result:
             + (f", {s['steps']} inner steps" if s["steps"] is not None else "")
             + f", {s['weights']} weights, {s['updates']:,} updates)",
         ]
+        if s["differs"]:
+            lines.append(f"not as in the recipe   {s['differs']}")
         if len(self.per_seed) > 1:
             scale = 100 if self.metric == "accuracy" else 1
             lines.append("seeds   " + ", ".join(f"{seed}: {scale * v:.4g}" for seed, v in self.per_seed.items()))
@@ -139,6 +143,7 @@ def test_run(run: Run, wish: Wish, device: str) -> Result:
             "weights": wish.weights,
             "updates": max((row["update"] for row in history), default=0),
             "planned_updates": recipe.train.updates,
+            "differs": _differs(run, settings, wish),
             "train_seconds": round(sum({row["seed"]: row["seconds"] for row in history}.values())),
             "test_seconds": round(time.monotonic() - start, 1),
         },
@@ -148,6 +153,16 @@ def test_run(run: Run, wish: Wish, device: str) -> Result:
     before = path.read_text() if path.exists() else ""
     run.write_text("test.jsonl", before + json.dumps(dataclasses.asdict(result)) + "\n")
     return result
+
+
+def _differs(run: Run, settings: Namespace, wish: Wish) -> str:
+    """Say in which settings a test and its training are not those of the recipe they are named after."""
+    changed = {}
+    if run.name in recipe_names():
+        recipe = parse_recipe(recipe_text(run.name))
+        changed = {key: new for key, (_, new) in differences(recipe, settings).items()}
+    wishes = {f"test --{key}": value for key, value in dataclasses.asdict(wish).items() if value not in (None, "best")}
+    return "; ".join(f"{key} {value}" for key, value in {**changed, **wishes}.items())
 
 
 def _shape(shape: TaskShape | None, wish: Wish) -> TaskShape:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from math import nan
 from types import FrameType
 from typing import Any, Protocol
 
@@ -80,6 +81,8 @@ class Group:
         self.higher_is_better = self.recipe.dataset.metric == "accuracy"
         self.updates = 0
         self.seconds = 0.0
+        self.loss_sums = torch.zeros(len(self.seeds), device=self.device)  # of the updates since the last validation
+        self.losses_summed = 0
         self.chunks: dict[str, int] = {}
         self.history: list[dict[str, Any]] = []
         self.best_scores = [float("-inf") if self.higher_is_better else float("inf")] * len(self.seeds)
@@ -139,6 +142,8 @@ class Group:
         for parameter, gradient in zip(self.models.trained.values(), self._clipped(gradients)):
             parameter.grad = gradient
         self._check(loss)
+        self.loss_sums += loss
+        self.losses_summed += 1
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.schedule and not isinstance(self.schedule, ReduceLROnPlateau):
@@ -186,8 +191,11 @@ class Group:
 
     # ------------------------------------------------------------------ validation and state
 
-    def validate(self, loss: Tensor | None) -> list[dict[str, Any]]:
-        """Validate, keep each seed's best state, and return the new rows of metrics."""
+    def validate(self) -> list[dict[str, Any]]:
+        """Validate, keep each seed's best state, and return the new rows of metrics.
+
+        The training loss of a row is the mean over the updates since the last validation.
+        """
         settings = self.recipe.validation
         assert settings.task is not None
         number = len(self.history) // len(self.seeds)
@@ -202,7 +210,8 @@ class Group:
             cast=self.cast,
             traced=self.recipe.train.trace,
         )
-        losses = [float("nan")] * len(self.seeds) if loss is None else loss.reshape(-1).tolist()
+        losses = [total / self.losses_summed if self.losses_summed else nan for total in self.loss_sums.tolist()]
+        self.loss_sums, self.losses_summed = torch.zeros_like(self.loss_sums), 0
         rows = []
         for i, seed in enumerate(self.seeds):
             score = estimate(results[i, :, 1])
@@ -233,6 +242,8 @@ class Group:
         return {
             "updates": self.updates,
             "seconds": self.seconds,
+            "loss_sums": self.loss_sums,
+            "losses_summed": self.losses_summed,
             "chunks": self.chunks,
             "history": self.history,
             "parameters": {name: tensor.detach() for name, tensor in self.models.parameters.items()},
@@ -246,8 +257,9 @@ class Group:
     @torch.no_grad()
     def load(self, state: dict[str, Any]) -> None:
         """Continue from a saved state."""
-        for name in ("updates", "seconds", "chunks", "history", "best_scores"):
+        for name in ("updates", "seconds", "losses_summed", "chunks", "history", "best_scores"):
             setattr(self, name, state[name])
+        self.loss_sums.copy_(state["loss_sums"])
         for name, tensor in {**self.models.parameters, **self.models.buffers}.items():
             tensor.copy_({**state["parameters"], **state["buffers"]}[name])
         self.best = [{name: tensor.to(self.device) for name, tensor in best.items()} for best in state["best"]]
@@ -277,7 +289,6 @@ def train_group(group: Group, run: Run, listener: Listener, others: list[dict[st
         Interrupted: SIGINT or SIGTERM came; the step was finished and the state saved.
     """
     total, every = group.recipe.train.updates, group.recipe.validation.every
-    loss: Tensor | None = None
     saved = time.monotonic()
 
     def save() -> None:
@@ -288,7 +299,7 @@ def train_group(group: Group, run: Run, listener: Listener, others: list[dict[st
         saved = time.monotonic()
 
     def validate() -> None:
-        rows = group.validate(loss)
+        rows = group.validate()
         save()  # first: what a listener writes (curves, for instance) is of no use without the weights
         listener.validated(rows, group.best_scores)
 
@@ -298,7 +309,7 @@ def train_group(group: Group, run: Run, listener: Listener, others: list[dict[st
         while group.updates < total:
             start = time.monotonic()
             try:
-                loss = latest = group.update()
+                loss = group.update()
             except TrainingError as error:
                 path = run.state_path(group.seeds)
                 good = torch.load(path, weights_only=True)["updates"]
@@ -307,7 +318,7 @@ def train_group(group: Group, run: Run, listener: Listener, others: list[dict[st
                     "a lower learning rate, gradient clipping (train.clip_norm) or float64 may help"
                 ) from error
             group.seconds += time.monotonic() - start
-            listener.step(group.updates, lambda: latest.mean().item())  # noqa: B023
+            listener.step(group.updates, lambda: loss.mean().item())  # noqa: B023
             if group.updates % every == 0 or group.updates == total:
                 validate()
             elif received or time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:

@@ -1,0 +1,121 @@
+"""Learning curves: validation while training, beside what was published."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from quickstudy.analysis.figures import PALETTE, QUIET, save
+from quickstudy.data.atomic import atomic_file
+from quickstudy.engine.recipe import instantiate, parse_recipe
+from quickstudy.engine.run import Run
+from quickstudy.errors import QuickstudyError, RecipeError
+
+
+def draw_curves(runs: Sequence[Run], path: Path, levels: Mapping[str, float] | None = None) -> Path:
+    """Draw the training loss and the validation score of some runs against the number of tasks seen.
+
+    The line is the mean over the seeds of a run. The band around the score is the mean of their 95 % intervals over
+    tasks.
+
+    Args:
+        runs: with the same metric.
+        path: PNG, SVG or PDF file to write.
+        levels: named scores drawn as horizontal lines, in the unit of the metric (accuracies in percent).
+
+    Returns:
+        The path.
+
+    Raises:
+        RecipeError: a run has not been validated yet, or the runs have different metrics.
+        QuickstudyError: the file cannot be written.
+    """
+    metrics = {_metric(run) for run in runs}
+    if len(metrics) > 1:
+        raise RecipeError(f"accuracies and errors cannot share an axis: draw runs of {' and of '.join(metrics)} apart")
+    (metric,) = metrics
+    scale, unit = (100.0, "validation accuracy, %") if metric == "accuracy" else (1.0, "validation error (MSE)")
+    figure = Figure(figsize=(9, 3.4))
+    losses, scores = figure.subplots(1, 2)
+    for number, run in enumerate(runs):
+        tasks, columns = _means(run)
+        colour = PALETTE[number % len(PALETTE)]
+        losses.plot(tasks[1:], columns["train_loss"][1:], marker=".", color=colour, label=_label(run))
+        score, band = scale * columns["val_score"], scale * columns["val_interval"]
+        scores.plot(tasks, score, marker=".", color=colour)
+        scores.fill_between(tasks, score - band, score + band, color=colour, alpha=0.2, linewidth=0)
+    for number, (name, value) in enumerate((levels or {}).items()):
+        scores.axhline(value, color=QUIET, linewidth=1, linestyle=("--", ":", "-.")[number % 3], label=name)
+    if metric == "mse":
+        scores.set_yscale("log")
+    _finish(losses, "meta-loss, mean since the last validation")
+    _finish(scores, unit)
+    return save(figure, path)
+
+
+def write_curves(runs: Sequence[Run], path: Path) -> Path:
+    """Write the metrics of some runs as one CSV file, a row for each validation and seed; return the path.
+
+    Raises:
+        RecipeError: a run has not been validated yet.
+        QuickstudyError: the file cannot be written.
+    """
+    rows = [{"recipe": run.name, "planned_updates": _planned(run), **row} for run in runs for row in _rows(run)]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
+    try:
+        with atomic_file(path) as file:
+            file.write(text.getvalue().encode())
+    except OSError as error:
+        raise QuickstudyError(f"cannot write {path}: {error.strerror or error}") from error
+    return path
+
+
+def _rows(run: Run) -> list[dict]:
+    rows = run.metrics()
+    if not rows:
+        raise RecipeError(f"{run.folder} has no validation yet; continue it: quickstudy train {run.name} --resume")
+    return rows
+
+
+def _means(run: Run) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Return the tasks seen at each validation, and the columns averaged over the seeds that got so far."""
+    rows = _rows(run)
+    tasks = sorted({row["tasks"] for row in rows})
+    columns = {
+        key: np.array([np.mean([row[key] for row in rows if row["tasks"] == seen]) for seen in tasks])
+        for key in ("train_loss", "val_score", "val_interval")
+    }
+    return np.array(tasks), columns
+
+
+def _label(run: Run) -> str:
+    done, planned = max(row["update"] for row in _rows(run)), _planned(run)
+    return run.name if done == planned else f"{run.name} ({done:,} of {planned:,} updates)"
+
+
+def _planned(run: Run) -> int:
+    return parse_recipe(run.recipe_text).train.updates
+
+
+def _metric(run: Run) -> str:
+    return instantiate(parse_recipe(run.recipe_text)).dataset.metric
+
+
+def _finish(axis: Axes, label: str) -> None:
+    axis.set_xlabel("tasks seen in meta-training", fontsize=8)
+    axis.set_ylabel(label, fontsize=8)
+    axis.tick_params(labelsize=7)
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axis.spines[["top", "right"]].set_visible(False)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(fontsize=7, frameon=False)

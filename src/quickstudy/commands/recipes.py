@@ -1,0 +1,50 @@
+"""``quickstudy recipes``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+
+def recipes(filter: str = "", format: Literal["table", "markdown"] = "table") -> None:
+    """List the recipes with what was published and what was measured, or print all settings of one.
+
+    Accuracies are in percent, others are mean squared errors, each with its 95 % interval.
+
+    Args:
+        filter: only recipes whose name contains this; the full name of a recipe prints its settings.
+        format: a table for people, or Markdown.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from quickstudy import analysis, engine
+    from quickstudy.engine.recipe import dump_recipe
+    from quickstudy.errors import RecipeError, suggest
+
+    names = engine.recipe_names()
+    if filter in names:
+        text = engine.recipe_text(filter)
+        comment = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
+        print(comment + dump_recipe(engine.parse_recipe(text)), end="")
+        return
+    found = [name for name in names if filter in name]
+    if not found:
+        known = [*dict.fromkeys(name.split("/")[0] for name in names), *names]
+        raise RecipeError(f"no recipe has {filter!r} in its name{suggest(filter, known)}; leave it out to see all")
+    header = ["recipe", "published", "measured here", "how"]
+    lines = analysis.summary(found)
+    if format == "markdown":
+        for line in (header, ["---"] * len(header), *lines):
+            print(f"| {' | '.join(line)} |")
+        return
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160
+    table = Table(box=None, pad_edge=False)
+    for name in header:
+        table.add_column(name, no_wrap=name == "recipe")
+    for line in lines:
+        table.add_row(*map(escape, line))
+    console.print(table, highlight=False)
+    console.print("\nquickstudy recipes NAME shows a recipe, quickstudy train NAME runs it", highlight=False)
