@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import random
@@ -13,9 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import GLYPHS, SINE, quickstudy_process
+from torch import nn
 
 from quickstudy import engine
 from quickstudy.engine.checkpoint import load_state, load_weights, save_state, save_weights, write_atomically
+from quickstudy.engine.train import Group
 from quickstudy.errors import RecipeError, TrainingError
 
 Command = Callable[..., tuple[int, str, str]]
@@ -51,6 +54,30 @@ def test_what_a_run_leaves_behind(tmp_path: Path) -> None:
             assert weights(run, kind, seed)["head.weight"].shape == (1, 8)
     assert not list(run.folder.glob(".*"))
     engine.parse_recipe(run.recipe_text)
+
+
+def test_a_training_is_that_of_a_plain_loop() -> None:
+    """The losses of a ProtoNet in single precision are those of PyTorch's own layers in a plain loop."""
+    overrides = ["--train.updates=8", "--method.norm=joint", "--train.task={way: 20, shot: 1, queries: 5}"]
+    settings = engine.parse_recipe(GLYPHS, [*overrides, "--method.backbone.channels=16", "--train.meta_batch=1"])
+
+    def make() -> engine.Recipe:
+        return engine.instantiate(settings)
+
+    group = Group(make(), [0], engine.build_methods(make, [0]), "cpu")
+    layers: list[nn.Module] = []
+    for conv in group.models.method.backbone.convs:  # type: ignore[union-attr]
+        layers += [copy.deepcopy(conv), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2)]
+    plain = nn.Sequential(*layers, nn.Flatten())
+    optimizer = torch.optim.Adam(plain.parameters(), lr=1e-3)
+    for update in range(8):
+        task = group.batch(update)[0]
+        embedded = plain(torch.cat([task.support_x, task.query_x]))
+        loss = nn.functional.cross_entropy(-(torch.cdist(embedded[20:], embedded[:20]) ** 2), task.query_y)
+        assert group.update().item() == pytest.approx(loss.item(), rel=1e-3)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
 
 
 def test_learning_happens_and_the_best_state_is_strictly_the_best(tmp_path: Path) -> None:

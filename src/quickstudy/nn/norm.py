@@ -81,7 +81,9 @@ class BatchNorm(nn.Module):
                 "use norm='support', or more than one example"
             )
         if taken is None and images and not _inside_grad():
-            return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+            # On a CPU the kernel for channels-last images sums in single precision, one after the other: gradients are
+            # off by percents, and networks train badly (PyTorch 2.13).
+            return F.batch_norm(x.contiguous(), None, None, self.weight, self.bias, True, 0.0, self.eps)
         y, _, mean, scale = _Normalise.apply(x, weight, bias, self.eps)
         if taken is not None:
             taken.append((mean.flatten(), scale.flatten() ** -2 - self.eps))
