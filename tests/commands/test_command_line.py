@@ -62,6 +62,7 @@ def test_train_then_test(tmp_path: Path, command: Command) -> None:
         (["train", "sine.yaml", "--device", "cuda:9"], "--device cuda:9 cannot be used here"),
         (["train", "sine.yaml", "--train.updtes", "1"], "did you mean 'updates'"),
         (["train", "sine.yaml", "--dataset=quickstudy.data.Omniglot"], "quickstudy data get omniglot"),
+        (["test", "nowhere", "--norm", "suport"], "--norm takes one of 'batch', 'support', 'joint', not 'suport'"),
         (["test", "nowhere"], "nowhere is not the folder of a run"),
         (["data"], "data needs one of"),
     ],

@@ -81,6 +81,17 @@ def test_inner_steps_change_the_score(tmp_path: Path) -> None:
         testing.test_run(run, Wish(way=5), "cpu")
 
 
+def test_tasks_that_a_method_was_not_built_for(tmp_path: Path) -> None:
+    maml = GLYPHS.replace("ProtoNet", "MAML")
+    run = engine.train(engine.parse_recipe(maml, ["--train.updates=1"]), tmp_path / "run", name="glyphs/maml")
+    with pytest.raises(RecipeError, match="built for 5-way tasks and cannot take 7-way ones"):
+        testing.test_run(run, Wish(way=7), "cpu")
+    settings = engine.parse_recipe(maml, ["--validation.task={way: 3, shot: 1, queries: 1}"])
+    with pytest.raises(RecipeError, match="3-way"):
+        engine.train(settings, tmp_path / "other", name="glyphs/maml")
+    assert not (tmp_path / "other").exists()
+
+
 def test_results_are_appended_to_one_file(run: engine.Run, tmp_path: Path) -> None:
     path = tmp_path / "results" / "measured.csv"
     result = testing.test_run(run, Wish(tasks=2), "cpu")

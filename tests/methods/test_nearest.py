@@ -48,3 +48,10 @@ def test_without_parameters_it_still_runs_batched(task: Task) -> None:
 def test_regression_is_refused(task: Task) -> None:
     with pytest.raises(RecipeError, match="regression"):
         NearestNeighbour().adapt(Support(task.support_x, task.support_y, None))
+
+
+def test_inputs_of_another_size_are_refused(task: Task) -> None:
+    method = NearestNeighbour().build(task)
+    method.check(task)
+    with pytest.raises(RecipeError, match="built for inputs of 1×16×16 and cannot take 1×8×16"):
+        method.check(task.map(lambda tensor: tensor[:, :, :8] if tensor.dim() > 1 else tensor))

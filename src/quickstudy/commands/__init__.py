@@ -38,6 +38,9 @@ def call(name: str, function: Callable[..., int | None], arguments: Sequence[str
         parsed = parser.parse_args(own)
     except ArgumentError as error:
         message = re.sub(r"\s*\n\s*", " ", str(error))
+        choice = re.search(r'key "([\w.]+)": .*typing\.Literal\[(.+?)\].*Given value: (\S+)', message)
+        if choice:
+            message = f"--{choice[1]} takes one of {choice[2]}, not {choice[3]!r}"
         wrong = re.search(r"unrecognized arguments: (--[\w-]+)", message)
         known = [option for action in parser._actions for option in action.option_strings]
         known += [f"--{section}" for section in SETTINGS if keywords]

@@ -119,6 +119,7 @@ def test_run(run: Run, wish: Wish, device: str) -> Result:
         if wish.steps is not None:
             method.set_test_steps(wish.steps)
     source = dataset.split("test").to(device)
+    methods[0].check(source.tasks(shape, 0, 1, seed=seeds[0])[0])
     per_seed, chunk = {}, None
     start = time.monotonic()
     pooled = []

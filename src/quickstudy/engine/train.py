@@ -78,6 +78,8 @@ class Group:
         self._fuse(self.optimizer)
         self.schedule = self.recipe.schedule(self.optimizer) if self.recipe.schedule else None
         self.sources = {split: self.recipe.dataset.split(split).to(self.device) for split in ("train", "val")}
+        assert self.recipe.validation.task is not None
+        self.methods[0].check(self.sources["val"].tasks(self.recipe.validation.task, 0, 1, seed=self.seeds[0])[0])
         self.higher_is_better = self.recipe.dataset.metric == "accuracy"
         self.updates = 0
         self.seconds = 0.0

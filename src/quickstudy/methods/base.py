@@ -42,6 +42,8 @@ class Method(nn.Module, ABC):
     """
 
     norms: tuple[Norm, ...] = ("batch", "support")
+    any_way: bool = False
+    """Whether a built method takes tasks of any number of classes, not only of that of the example it was built for."""
     test_steps: int | None = None
     """Inner steps in meta-validation and meta-test, of methods that take some."""
 
@@ -76,10 +78,27 @@ class Method(nn.Module, ABC):
         Raises:
             BackboneError: the backbone cannot serve (see :func:`quickstudy.nn.adopt`).
         """
+        self.way, self.input_shape = example.way, example.support_x.shape[1:]
         features = adopt(self.backbone, example.support_x)
         outputs = example.way if example.way is not None else example.support_y.shape[-1]
         self.create(features, outputs)
         return self
+
+    def check(self, example: Task) -> None:
+        """See whether a built method can take tasks like this one.
+
+        Raises:
+            RecipeError: their number of classes, or their inputs, are not those that it was built for.
+        """
+        name = type(self).__name__
+        if example.way != self.way and not self.any_way:
+            raise RecipeError(
+                f"{name} was built for {self.way}-way tasks and cannot take {example.way}-way ones: its parameters "
+                "depend on the number of classes (a method that takes any number says any_way = True)"
+            )
+        if example.support_x.shape[1:] != self.input_shape:
+            was, now = ("×".join(map(str, shape)) for shape in (self.input_shape, example.support_x.shape[1:]))
+            raise RecipeError(f"{name} was built for inputs of {was} and cannot take {now}")
 
     def create(self, features: int, outputs: int) -> None:
         """Create the parameters beyond the backbone's, for this size of the embedding and of the output."""

@@ -33,6 +33,8 @@ class NearestNeighbour(Method):
         norm: whose statistics normalise queries (:class:`Method`).
     """
 
+    any_way = True
+
     def __init__(
         self, backbone: nn.Module | None = None, distance: Distance = "euclidean", norm: Norm = "batch"
     ) -> None:

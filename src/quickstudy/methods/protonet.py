@@ -36,6 +36,7 @@ class ProtoNet(Method):
     """
 
     norms = ("batch", "support", "joint")
+    any_way = True
 
     def __init__(self, backbone: nn.Module, distance: Distance = "euclidean", norm: Norm = "batch") -> None:
         super().__init__(backbone, norm)
