@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Literal
 
 
-def recipes(filter: str = "", format: Literal["table", "markdown"] = "table") -> None:
+def recipes(filter: str = "", measured: bool = False, format: Literal["table", "markdown"] = "table") -> None:
     """List the recipes with what was published and what was measured, or print all settings of one.
 
     Accuracies are in percent, others are mean squared errors, each with its 95 % interval.
 
     Args:
         filter: only recipes whose name contains this; the full name of a recipe prints its settings.
+        measured: only recipes that were run here.
         format: a table for people, or Markdown.
     """
     from rich.console import Console
@@ -33,7 +34,7 @@ def recipes(filter: str = "", format: Literal["table", "markdown"] = "table") ->
         known = [*dict.fromkeys(name.split("/")[0] for name in names), *names]
         raise RecipeError(f"no recipe has {filter!r} in its name{suggest(filter, known)}; leave it out to see all")
     header = ["recipe", "published", "measured here", "how"]
-    lines = analysis.summary(found)
+    lines = [line for line in analysis.summary(found) if line[-1] or not measured]
     if format == "markdown":
         for line in (header, ["---"] * len(header), *lines):
             print(f"| {' | '.join(line)} |")

@@ -1,0 +1,31 @@
+"""What the README shows, runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from quickstudy.__main__ import COMMANDS
+from quickstudy.engine import recipe_names
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+def test_its_python(code: str) -> None:
+    exec(code, {})
+
+
+def test_its_commands_and_recipes_exist() -> None:
+    lines = re.findall(r"^    (?:\S+/)?quickstudy (.+)$", README, re.MULTILINE)
+    assert len(lines) > 8
+    for line in lines:
+        assert any(line.startswith(name) for name in COMMANDS), line
+        for recipe in re.findall(r"(?:train|recipes) ((?:omniglot|sine|glyphs)/\S+)", line):
+            assert recipe in recipe_names(), line
+
+
+def test_nothing_is_left_to_fill_in() -> None:
+    assert not re.search(r"^[A-Z]{4,}$", README, re.MULTILINE)
