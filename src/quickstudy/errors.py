@@ -14,6 +14,10 @@ class DataError(QuickstudyError):
     """A dataset is missing, damaged or too small for the tasks asked of it."""
 
 
+class FileError(QuickstudyError):
+    """A file cannot be written."""
+
+
 class RecipeError(QuickstudyError):
     """A recipe or a setting cannot be understood."""
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from quickstudy.data.images import ImageClasses
 from quickstudy.data.sheet import contact_sheet
-from quickstudy.errors import DataError
+from quickstudy.errors import DataError, FileError
 
 
 def classes(channels: int, count: int = 30) -> ImageClasses:
@@ -38,7 +38,7 @@ def test_a_sheet_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest
 
     (tmp_path / "sheet.png").write_text("old")
     monkeypatch.setattr(Image.Image, "save", broken)
-    with pytest.raises(DataError, match=r"cannot write the contact sheet .*sheet\.png: No space left"):
+    with pytest.raises(FileError, match=r"cannot write .*sheet\.png: No space left"):
         contact_sheet(classes(1), tmp_path / "sheet.png")
     assert os.listdir(tmp_path) == ["sheet.png"]
     assert (tmp_path / "sheet.png").read_text() == "old"

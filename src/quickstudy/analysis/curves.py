@@ -12,10 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from quickstudy.analysis.figures import PALETTE, QUIET, save
-from quickstudy.data.atomic import atomic_file
 from quickstudy.engine.recipe import instantiate, parse_recipe
 from quickstudy.engine.run import Run
-from quickstudy.errors import QuickstudyError, RecipeError
+from quickstudy.errors import RecipeError
+from quickstudy.files import write_text
 
 
 def draw_curves(runs: Sequence[Run], path: Path, levels: Mapping[str, float] | None = None) -> Path:
@@ -34,7 +34,7 @@ def draw_curves(runs: Sequence[Run], path: Path, levels: Mapping[str, float] | N
 
     Raises:
         RecipeError: a run has not been validated yet, or the runs have different metrics.
-        QuickstudyError: the file cannot be written.
+        FileError: the file cannot be written.
     """
     metrics = {_metric(run) for run in runs}
     if len(metrics) > 1:
@@ -64,7 +64,7 @@ def write_curves(runs: Sequence[Run], path: Path) -> Path:
 
     Raises:
         RecipeError: a run has not been validated yet.
-        QuickstudyError: the file cannot be written.
+        FileError: the file cannot be written.
     """
     rows = [{"recipe": run.name, "planned_updates": _planned(run), **row} for run in runs for row in _rows(run)]
     text = io.StringIO()
@@ -72,12 +72,7 @@ def write_curves(runs: Sequence[Run], path: Path) -> Path:
     writer.writeheader()
     for row in rows:
         writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
-    try:
-        with atomic_file(path) as file:
-            file.write(text.getvalue().encode())
-    except OSError as error:
-        raise QuickstudyError(f"cannot write {path}: {error.strerror or error}") from error
-    return path
+    return write_text(path, text.getvalue())
 
 
 def _rows(run: Run) -> list[dict]:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from quickstudy.data.atomic import atomic_file
-from quickstudy.errors import QuickstudyError
+from quickstudy.errors import FileError
+from quickstudy.files import write_file
 
 GOOD, BAD, QUIET = "#1a7f37", "#c2410c", "#6b7280"
 """Colours of what is right, of what is wrong, and of what is said in passing."""
@@ -20,14 +20,9 @@ def save(figure: Figure, path: Path) -> Path:
     """Write a figure in the format that the suffix of ``path`` names, PNG, SVG or PDF; return the path.
 
     Raises:
-        QuickstudyError: the format is unknown, or the file cannot be written.
+        FileError: the format is unknown, or the file cannot be written.
     """
     suffix = path.suffix.removeprefix(".")
     if suffix not in {"png", "svg", "pdf"}:
-        raise QuickstudyError(f"a figure is a .png, .svg or .pdf file, and {path} is none of these")
-    try:
-        with atomic_file(path) as file:
-            figure.savefig(file, format=suffix, dpi=150, bbox_inches="tight")
-    except OSError as error:
-        raise QuickstudyError(f"cannot write the figure {path}: {error.strerror or error}") from error
-    return path
+        raise FileError(f"a figure is a .png, .svg or .pdf file, and {path} is none of these")
+    return write_file(path, lambda file: figure.savefig(file, format=suffix, dpi=150, bbox_inches="tight"))

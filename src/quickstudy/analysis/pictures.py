@@ -29,7 +29,7 @@ def draw_task(task: Task, prediction: Tensor, path: Path, title: str = "") -> Pa
         The path.
 
     Raises:
-        QuickstudyError: the file cannot be written.
+        FileError: the file cannot be written.
     """
     assert task.way is not None
     support = [task.support_x[task.support_y == label][:MOST] for label in range(task.way)]
@@ -74,7 +74,7 @@ def draw_waves(batch: Task, path: Path, title: str = "") -> Path:
         The path.
 
     Raises:
-        QuickstudyError: the file cannot be written.
+        FileError: the file cannot be written.
     """
     columns = min(4, len(batch))
     rows = -(-len(batch) // columns)

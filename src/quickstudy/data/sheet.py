@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from quickstudy.data.atomic import atomic_file
 from quickstudy.data.images import ImageClasses
 from quickstudy.errors import DataError
+from quickstudy.files import write_file
 
 
 def contact_sheet(
@@ -28,7 +28,8 @@ def contact_sheet(
         The path.
 
     Raises:
-        DataError: there is nothing to show, or the file cannot be written.
+        DataError: there is nothing to show.
+        FileError: the file cannot be written.
     """
     from PIL import Image
 
@@ -46,9 +47,4 @@ def contact_sheet(
             sheet[top : top + height, left : left + width] = image
     picture = Image.fromarray(sheet[..., 0] if channels == 1 else sheet[..., :3])
     picture = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
-    try:
-        with atomic_file(path) as file:
-            picture.save(file, format="PNG")
-    except OSError as error:
-        raise DataError(f"cannot write the contact sheet {path}: {error.strerror or error}") from error
-    return path
+    return write_file(path, lambda file: picture.save(file, format="PNG"))

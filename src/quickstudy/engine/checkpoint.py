@@ -1,9 +1,7 @@
-"""Files that are either whole or not there."""
+"""Weights and training states on disk: whole or not there, and loaded without running code."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,37 +11,16 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from quickstudy.errors import TrainingError
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then put it in its place.
-
-    Whatever happens meanwhile, ``path`` holds either what it held before or all that is new.
-
-    Raises:
-        TrainingError: the file cannot be written, because the disk is full or for another reason of the system.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-        before = "what it held before is unharmed" if path.exists() else "nothing was left there"
-        cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split("\n")[0]
-        raise TrainingError(f"cannot write {path}: {cause}; {before}. Make room, or choose another folder") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+from quickstudy.files import write_file
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Save a training state: tensors, numbers, strings, lists and dicts.
 
     Raises:
-        TrainingError: it cannot be written.
+        FileError: it cannot be written.
     """
-    write_atomically(path, lambda temporary: torch.save(state, temporary))
+    write_file(path, lambda file: torch.save(state, file))
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -64,10 +41,10 @@ def save_weights(path: Path, tensors: dict[str, Tensor]) -> None:
     """Save named tensors in the safetensors format.
 
     Raises:
-        TrainingError: they cannot be written.
+        FileError: they cannot be written.
     """
     blob = save_tensors({name: tensor.contiguous().cpu() for name, tensor in tensors.items()})
-    write_atomically(path, lambda temporary: temporary.write_bytes(blob))
+    write_file(path, lambda file: file.write(blob))
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

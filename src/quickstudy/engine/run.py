@@ -13,8 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from quickstudy.engine.checkpoint import load_state, load_weights, save_state, save_weights, write_atomically
+from quickstudy.engine.checkpoint import load_state, load_weights, save_state, save_weights
 from quickstudy.errors import RecipeError, TrainingError
+from quickstudy.files import write_text
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,7 @@ class Run:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file of the run, whole or not at all."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.folder / name, lambda path: path.write_text(text))
+        write_text(self.folder / name, text)
 
     def write_info(self, info: dict[str, Any]) -> None:
         """Write ``run.json``."""

@@ -14,7 +14,6 @@ from typing import Any
 from jsonargparse import Namespace
 
 from quickstudy.data import dataset_entry
-from quickstudy.engine.checkpoint import write_atomically
 from quickstudy.engine.evaluate import evaluate
 from quickstudy.engine.models import Models
 from quickstudy.engine.recipe import differences, instantiate, parse_recipe, recipe_names, recipe_text
@@ -22,6 +21,7 @@ from quickstudy.engine.run import Run, environment
 from quickstudy.engine.statistics import Estimate, estimate
 from quickstudy.engine.train import build_methods
 from quickstudy.errors import RecipeError
+from quickstudy.files import write_text
 from quickstudy.methods import Norm
 from quickstudy.task import TaskShape
 
@@ -178,6 +178,7 @@ def append_measured(path: Path, result: Result) -> None:
 
     Raises:
         RecipeError: the file has other columns.
+        FileError: it cannot be written.
     """
     row = result.row()
     text = path.read_text() if path.exists() else ""
@@ -188,5 +189,4 @@ def append_measured(path: Path, result: Result) -> None:
     if not text:
         writer.writeheader()
     writer.writerow(row)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda temporary: temporary.write_text(text + out.getvalue()))
+    write_text(path, text + out.getvalue())

@@ -1,0 +1,58 @@
+"""Files that appear whole, or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from quickstudy.errors import FileError
+
+
+def write_file(path: Path, write: Callable[[BinaryIO], object]) -> Path:
+    """Let ``write`` fill a temporary file, and put it in the place of ``path`` when all of it is on the disk.
+
+    Whatever happens meanwhile, ``path`` holds either what it held before or all that is new.
+
+    Args:
+        path: file to write; its folder is made if need be.
+        write: is given the open temporary file.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        FileError: the file cannot be written, because the disk is full or for another reason of the system.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp gives 0600
+        os.replace(temporary, path)
+        temporary = None
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+        before = "what it held before is unharmed" if path.exists() else "nothing was left there"
+        cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split("\n")[0]
+        raise FileError(f"cannot write {path}: {cause}; {before}. Make room, or choose another folder") from error
+    finally:
+        if temporary is not None:
+            with suppress(OSError):
+                os.unlink(temporary)
+    return path
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a text file, whole or not at all; return its path.
+
+    Raises:
+        FileError: it cannot be written.
+    """
+    return write_file(path, lambda file: file.write(text.encode()))
