@@ -26,7 +26,7 @@ from quickstudy.engine.train import Group
 
 CHECKED_TASKS = 2
 TOLERANCE = 1e-8
-"""Largest difference of two meta-gradients in float64, relative to the largest element of each tensor."""
+"""Largest difference of two meta-gradients in float64, relative to the largest element of all tensors."""
 
 
 @dataclass

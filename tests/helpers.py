@@ -8,6 +8,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from torch import Tensor, nn
+
+from quickstudy.methods import Method
+from quickstudy.nn import MLP
+from quickstudy.task import Support
+
 SINE = """
 dataset: {class_path: quickstudy.data.Sine}
 method:
@@ -43,3 +50,28 @@ def quickstudy_process(arguments: Sequence[str], folder: Path, **options) -> sub
         text=True,
         **options,
     )
+
+
+class Dropping(nn.Module):
+    """A network that draws random numbers in training."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.body = MLP([width, width])
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.body(x))
+
+
+class SteepAtZero(Method):
+    """A loss that is finite, with a slope that is not."""
+
+    def create(self, features: int, outputs: int) -> None:
+        self.offset = nn.Parameter(torch.zeros(outputs))
+
+    def adapt(self, support: Support) -> Tensor:
+        return self.offset.abs().sqrt()
+
+    def predict(self, state: Tensor, query_x: Tensor) -> Tensor:
+        return state + 0 * self.embed(query_x).sum(1, keepdim=True)

@@ -8,7 +8,7 @@ from typing import BinaryIO
 import pytest
 
 from quickstudy.errors import FileError
-from quickstudy.files import write_file, write_text
+from quickstudy.files import append_text, write_file, write_text
 
 
 def fail_half_way(file: BinaryIO) -> None:
@@ -37,3 +37,10 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write_file(tmp_path / "file", interrupted)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_appending(tmp_path: Path) -> None:
+    path = append_text(tmp_path / "new folder" / "file", "a\n")
+    assert append_text(path, "b\n").read_text() == "a\nb\n"
+    with pytest.raises(FileError, match="cannot append to"):
+        append_text(path / "file", "c")

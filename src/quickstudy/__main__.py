@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -67,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"quickstudy {__version__}")
         return 0
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # so that class_path finds a user's own module, as with `python -m quickstudy`
     try:
         name, rest = find(arguments)
         module, function = COMMANDS[name][0].split(":")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Callable
@@ -46,6 +47,26 @@ def write_file(path: Path, write: Callable[[BinaryIO], object]) -> Path:
         if temporary is not None:
             with suppress(OSError):
                 os.unlink(temporary)
+    return path
+
+
+def append_text(path: Path, text: str) -> Path:
+    """Append to a text file, which is made if need be; return its path.
+
+    The text is handed to the system in one piece, so several processes may append to the same file.
+
+    Raises:
+        FileError: it cannot be written; the file is as it was.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab", buffering=0) as file:
+            size = file.tell()
+            if file.write(text.encode()) != len(text.encode()):
+                file.truncate(size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        raise FileError(f"cannot append to {path}: {error.strerror}; it is as it was. Make room, and repeat") from error
     return path
 
 

@@ -67,6 +67,9 @@ def test_a_misspelt_key_is_named_and_the_right_one_suggested(old: str, new: str,
     [
         ("--train.updates=many", "train.updates"),
         ("--train.updates=0", "at least 1"),
+        ("--train.clip_norm=-1", "above zero"),
+        ("--validation.every=0", "at least 1"),
+        ("--test.tasks=0", "at least 1"),
         ("--train.task.shot=0", "one shot"),
         ("--method.order=3", "order"),
         ("--method.norm=joint", "norm batch or support, not 'joint'"),
@@ -89,6 +92,12 @@ def test_an_unknown_recipe_is_answered_with_the_nearest() -> None:
         recipe_text("sine/mmal-5shot")
     with pytest.raises(RecipeError, match="cannot read"):
         recipe_text("nowhere.yaml")
+
+
+def test_a_recipe_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match="UTF-8"):
+        recipe_text(str(tmp_path / "x.yaml"))
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -15,7 +15,7 @@ from quickstudy import engine
 from quickstudy.engine import testing
 from quickstudy.engine.statistics import estimate
 from quickstudy.engine.testing import Wish, append_measured
-from quickstudy.errors import RecipeError
+from quickstudy.errors import DataError, RecipeError
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +51,12 @@ def test_wishes_change_the_setting(run: engine.Run) -> None:
 
 
 def test_what_differs_from_the_recipe_is_said(tmp_path: Path) -> None:
-    assert testing.test_run(_few(tmp_path / "own"), Wish(), "cpu").setting["differs"]
+    as_planned = testing.test_run(_few(tmp_path / "a", "--train.batching=vmap"), Wish(tasks=2, steps=14), "cpu")
+    assert "test" not in as_planned.setting["differs"].replace("test.tasks", "")
+    assert "batching" not in as_planned.setting["differs"]
     few = _few(tmp_path / "few", "--method.inner_lr=0.5")
     found = testing.test_run(few, Wish(tasks=3, steps=2), "cpu")
-    for part in ("train.updates 1", "method.init_args.inner_lr 0.5", "test --tasks 3", "test --steps 2"):
+    for part in ("train.updates 1", "method.init_args.inner_lr 0.5", "test tasks 3", "test steps 2"):
         assert part in found.setting["differs"].split("; ")
     assert "not as in the recipe" in found.text()
 
@@ -66,6 +68,10 @@ def _few(folder: Path, *overrides: str) -> engine.Run:
 
 
 def test_wishes_that_do_not_fit(run: engine.Run) -> None:
+    with pytest.raises(RecipeError, match="at least one task"):
+        testing.test_run(run, Wish(tasks=0), "cpu")
+    with pytest.raises(DataError, match="one query"):
+        testing.test_run(run, Wish(queries=0), "cpu")
     with pytest.raises(RecipeError, match="takes no inner steps"):
         testing.test_run(run, Wish(steps=3), "cpu")
     with pytest.raises(RecipeError, match="sine has mse"):
@@ -79,6 +85,27 @@ def test_inner_steps_change_the_score(tmp_path: Path) -> None:
     assert "mse" in many.text()
     with pytest.raises(RecipeError, match="leave --way out"):
         testing.test_run(run, Wish(way=5), "cpu")
+    with pytest.raises(RecipeError, match="zero or more inner steps, not -1"):
+        testing.test_run(run, Wish(steps=-1), "cpu")
+
+
+def test_seeds_that_trained_together_took_their_time_once(tmp_path: Path) -> None:
+    times = {}
+    for together in ("true", "false"):
+        settings = engine.parse_recipe(SINE, [f"--train.together={together}"])
+        run = engine.train(settings, tmp_path / together, name="sine/x", seeds=[0, 1])
+        rows = run.metrics()
+        rows = [{**row, "seconds": 10.0, "update": 20 if row["seed"] else row["update"]} for row in rows]
+        run.write_metrics(rows)
+        times[together] = testing.test_run(run, Wish(tasks=2), "cpu").setting
+    assert (times["true"]["train_seconds"], times["false"]["train_seconds"]) == (10, 20)
+    assert times["true"]["updates"] == 20  # of the seed that got least far
+
+
+def test_double_precision_stays_in_the_test(tmp_path: Path) -> None:
+    settings = engine.parse_recipe(SINE, ["--train.precision=float64"])
+    run = engine.train(settings, tmp_path / "run", name="sine/x")
+    assert testing.test_run(run, Wish(tasks=2), "cpu").score.count == 2
 
 
 def test_tasks_that_a_method_was_not_built_for(tmp_path: Path) -> None:

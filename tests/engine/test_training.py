@@ -5,11 +5,15 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import os
 import random
+import re
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +22,8 @@ from torch import nn
 
 from quickstudy import engine
 from quickstudy.engine.checkpoint import load_state, load_weights, save_state, save_weights
-from quickstudy.engine.train import Group
+from quickstudy.engine.run import Run
+from quickstudy.engine.train import Group, Interrupted, build_methods
 from quickstudy.errors import FileError, RecipeError, TrainingError
 
 Command = Callable[..., tuple[int, str, str]]
@@ -129,7 +134,7 @@ def test_killed_at_a_random_moment_and_resumed_equals_unbroken(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_finishes_the_step_and_saves(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_finishes_the_step_and_saves(tmp_path: Path, number: signal.Signals, command: Command) -> None:
     (tmp_path / "sine.yaml").write_text(SINE)
     arguments = ["train", "sine.yaml", "--out", "run", "--train.updates=1000000", "--validation.every=1000000"]
     process = quickstudy_process(arguments, tmp_path)
@@ -142,9 +147,13 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path: Path, number: signal.Sig
     assert process.returncode == 128 + number
     state = load_state(tmp_path / "run" / "state-0.pt")
     assert state["updates"] > 0
-    assert f"after update {state['updates']} of 1000000" in err
-    assert "--resume" in err
+    assert f"after update {state['updates']:,} of 1,000,000" in err
     assert err.count("\n") == 1
+    advice = re.search(r"`quickstudy (.*?)`", err)
+    assert advice is not None
+    status, _, err = command(*advice[1].split(), f"--train.updates={state['updates'] + 3}")
+    assert status == 0, err
+    assert load_state(tmp_path / "run" / "state-0.pt")["updates"] == state["updates"] + 3
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, command: Command) -> None:
@@ -261,3 +270,104 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
     with pytest.raises(TrainingError):
         load_state(path)
     assert not (tmp_path / "attacked").exists()
+
+
+def test_weights_and_metrics_of_a_cut_off_save_are_repaired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state of the last update was written, and then the process died."""
+    whole = train(tmp_path / "whole")
+    saves = Run.save_weights
+
+    def dies_at_the_end(self: Run, *arguments: Any) -> None:
+        if self.load_state([0])["updates"] == 30:  # type: ignore[index]
+            raise KeyboardInterrupt
+        saves(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save_weights", dies_at_the_end)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "cut")
+    cut = Run(tmp_path / "cut")
+    assert not torch.equal(weights(cut)["head.bias"], weights(whole)["head.bias"])
+    train(tmp_path / "cut", resume=True)
+    assert_same_bits(weights(cut), weights(whole))
+    assert_same_bits(weights(cut, "best"), weights(whole, "best"))
+    assert [row["val_score"] for row in cut.metrics()] == [row["val_score"] for row in whole.metrics()]
+
+
+@pytest.mark.parametrize("metric", ["mse", "accuracy"])
+def test_the_best_state_is_of_a_strictly_better_score_that_is_a_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metric: str
+) -> None:
+    settings = engine.parse_recipe(SINE)
+    group = Group(engine.instantiate(settings), [0], build_methods(lambda: engine.instantiate(settings), [0]), "cpu")
+    group.higher_is_better = metric == "accuracy"
+    group.best_scores = [float("-inf") if group.higher_is_better else float("inf")]
+    sign = -1 if group.higher_is_better else 1
+    marks = []
+    for score in (4.0, float("nan"), 4.0, 3.0, 5.0):
+        found = torch.full((1, 2, 2), sign * score)
+        monkeypatch.setattr(sys.modules[Group.__module__], "evaluate", lambda *_, found=found, **__: (found, 1))
+        before = group.best[0]
+        group.validate()
+        marks.append(group.best[0] is not before)
+    assert marks == [True, False, False, True, False]
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_the_checkpoint(tmp_path: Path) -> None:
+    """The loss is finite where the square root is taken of zero; its slope is not."""
+    with pytest.raises(TrainingError, match=r"not finite at update 0 .*last good checkpoint is .*update 0"):
+        train(tmp_path / "run", "--method=helpers.SteepAtZero", "--method.backbone=quickstudy.nn.MLP")
+    assert all(tensor.isfinite().all() for tensor in load_state(tmp_path / "run" / "state-0.pt")["parameters"].values())
+
+
+def test_randomness_is_that_of_the_update_whenever_it_was_traced(tmp_path: Path) -> None:
+    """Timing and tracing draw random numbers too; what a resumed training draws does not depend on it."""
+    settings = ["--method.backbone=helpers.Dropping", "--train.trace=true", "--train.updates=8"]
+    settings += ["--method.backbone.width=8"]
+    whole = train(tmp_path / "whole", *settings)
+    train(tmp_path / "parts", *settings[:1], *settings[3:], "--train.trace=true", "--train.updates=3")
+    assert_same_bits(weights(train(tmp_path / "parts", *settings, resume=True)), weights(whole))
+
+
+def test_a_signal_between_seeds_stops(tmp_path: Path) -> None:
+    class Impatient:
+        def step(self, updates: int, loss: Callable[[], float]) -> None:
+            if updates == 30:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        def validated(self, rows: list[dict[str, Any]], best: list[float]) -> None:
+            pass
+
+    with pytest.raises(Interrupted, match="--resume"):
+        train(tmp_path / "run", "--train.together=false", seeds=[0, 1], listener=Impatient())
+    assert (tmp_path / "run" / "last-0.safetensors").exists()
+    assert not (tmp_path / "run" / "last-1.safetensors").exists()
+    train(tmp_path / "run", "--train.together=false", seeds=[0, 1], resume=True)
+    assert (tmp_path / "run" / "last-1.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["--optimizer=torch.optim.Adam", "--optimizer.lr=-1"], "the optimizer cannot be built: Invalid learning rate"),
+        (["--optimizer=torch.optim.LBFGS"], "choose another optimizer"),
+        (
+            ["--method=quickstudy.methods.NearestNeighbour", "--method.backbone=torch.nn.Flatten"],
+            "no parameters to meta-learn",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(tmp_path: Path, settings: list[str], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        train(tmp_path / "run", *settings, text=GLYPHS)
+    assert not (tmp_path / "run").exists()
+
+
+def test_overwriting_removes_what_a_run_left_and_nothing_else(tmp_path: Path) -> None:
+    run = train(tmp_path / "run", seeds=[0, 1])
+    (run.folder / "notes.txt").write_text("mine")
+    (run.folder / ".state-0.pt-x").write_text("of a killed process")
+    train(run.folder, overwrite=True)
+    assert (run.folder / "notes.txt").read_text() == "mine"
+    assert not (run.folder / "last-1.safetensors").exists()
+    assert not (run.folder / ".state-0.pt-x").exists()

@@ -78,7 +78,7 @@ def write_curves(runs: Sequence[Run], path: Path) -> Path:
 def _rows(run: Run) -> list[dict]:
     rows = run.metrics()
     if not rows:
-        raise RecipeError(f"{run.folder} has no validation yet; continue it: quickstudy train {run.name} --resume")
+        raise RecipeError(f"{run.folder} has no validation yet; continue it: quickstudy train {run.folder} --resume")
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from quickstudy.commands import pick_device, seed_list
 
 def train(
     recipe: str,
-    seeds: str = "0",
+    seeds: str | None = None,
     device: str = "auto",
     out: Path | None = None,
     resume: bool = False,
@@ -24,8 +25,8 @@ def train(
     --method.backbone.class_path my.Network. `quickstudy recipes NAME` prints all settings of a recipe.
 
     Args:
-        recipe: name of a recipe (`quickstudy recipes`), or the path of a YAML file.
-        seeds: one model is trained for each, such as 0,1,2; together in one job where that is faster.
+        recipe: name of a recipe (`quickstudy recipes`), the path of a YAML file, or with --resume the folder of a run.
+        seeds: one model is trained for each, such as 0,1,2; together in one job where that is faster. 0 if not given.
         device: cpu, cuda, cuda:1, mps; auto is a GPU if there is one.
         out: folder of the run; runs/RECIPE if not given.
         resume: continue a stopped training.
@@ -39,10 +40,19 @@ def train(
     from quickstudy.engine.progress import Bar
     from quickstudy.engine.tensorboard import Board, Several
 
-    parsed = engine.parse_recipe(engine.recipe_text(recipe), settings)
-    name = recipe if not recipe.endswith((".yaml", ".yml")) else Path(recipe).stem
-    folder = out or Path("runs") / name
-    numbers = seed_list(seeds)
+    begun = engine.Run(Path(recipe))
+    if begun.exists():
+        text, name, folder, numbers = begun.recipe_text, begun.name, begun.folder, begun.info["seeds"]
+    else:
+        text, name, numbers = engine.recipe_text(recipe), recipe, [0]
+        if recipe.endswith((".yaml", ".yml")):
+            sys.path.append(str(Path(recipe).parent.resolve()))  # class_path finds modules beside the recipe
+            name = Path(recipe).stem
+        folder = Path("runs") / name
+    parsed = engine.parse_recipe(text, settings)
+    folder = out or folder
+    if seeds is not None:
+        numbers = seed_list(seeds)
     made = engine.instantiate(parsed)
     console = Console()
     boards = [Board(folder)] if find_spec("tensorboard") else []

@@ -73,9 +73,9 @@ def evaluate(
             for start in range(first, first + tasks, DRAWN_AT_ONCE):
                 stop = min(start + DRAWN_AT_ONCE, first + tasks)
                 batch = cast(draw(source, shape, start, stop, seeds))
-                seed_randomness(str(batch.support_x.device), seeds[0], start)
                 if chunk is None:
                     chunk = _fastest(models, batch)
+                seed_randomness(str(batch.support_x.device), seeds[0], start)
                 parts = list(models.run(scores, batch, chunk, traced=traced))
                 results.append(torch.cat(parts, dim=1 if models.stacked else 0).double().cpu())
                 progress(stop - first)

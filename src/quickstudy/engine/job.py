@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +12,15 @@ from jsonargparse import Namespace
 
 from quickstudy.engine.recipe import Recipe, differences, dump_recipe, instantiate, parse_recipe
 from quickstudy.engine.run import Run, environment
-from quickstudy.engine.train import ELEMENTWISE, Group, Listener, build_methods, train_group
+from quickstudy.engine.train import (
+    ELEMENTWISE,
+    Group,
+    Interrupted,
+    Listener,
+    build_methods,
+    caught_signals,
+    train_group,
+)
 from quickstudy.errors import BackboneError, RecipeError, TrainingError
 
 
@@ -61,9 +69,9 @@ def train(
     listener = listener or Quiet()
     seeds = list(dict.fromkeys(seeds))
     text = dump_recipe(settings)
-    begun = (folder / "run.json").exists() and not overwrite
-    if overwrite and not (folder / "recipe.yaml").is_file() and folder.is_dir() and any(folder.iterdir()):
-        raise RecipeError(f"{folder} is not the folder of a run, so it is not overwritten; choose another with --out")
+    begun = run.exists() and not overwrite
+    if not run.exists() and folder.is_dir() and set(folder.iterdir()) - run.own_files():
+        raise RecipeError(f"{folder} holds other things than a run; choose another folder with --out")
     if begun and not resume:
         raise RecipeError(
             f"{folder} holds a training already: continue it with --resume, replace it with --overwrite, "
@@ -82,19 +90,26 @@ def train(
     else:
         info = {"recipe": name, "seeds": seeds, "groups": _grouping(group_of, seeds), **environment(device)}
     first = group_of(info["groups"][0])  # may complain of data or network: before anything is written or removed
-    if overwrite and folder.exists():
-        shutil.rmtree(folder)
+    if overwrite:
+        run.clear()
     run.write_text("recipe.yaml", text)
     run.write_info(info)
 
     done: list[dict[str, Any]] = []
-    for index, group_seeds in enumerate(info["groups"]):
-        group = group_of(group_seeds) if index else first
-        state = run.load_state(group_seeds)
-        if state is not None:
-            group.load(state)
-        train_group(group, run, listener, done)
-        done += group.history
+    with caught_signals() as received:
+        for index, group_seeds in enumerate(info["groups"]):
+            group = group_of(group_seeds) if index else first
+            state = run.load_state(group_seeds)
+            if state is not None:
+                group.load(state)
+            train_group(group, run, listener, done, received)
+            done += group.history
+            if received and index < len(info["groups"]) - 1:
+                raise Interrupted(
+                    f"stopped by {signal.Signals(received[0]).name} when the seeds {group_seeds} were trained; "
+                    f"`quickstudy train {folder} --resume` continues",
+                    received[0],
+                )
     return run
 
 

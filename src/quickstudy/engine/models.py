@@ -173,8 +173,10 @@ class Models:
         autocast = torch.is_autocast_enabled(inputs[0].device.type)
         key = (purpose, shapes, self.method.training, autocast)
         if key not in self._programs:
+            devices = [inputs[0].device] if inputs[0].is_cuda else []
             try:
-                self._programs[key] = trace(compute, inputs)
+                with torch.random.fork_rng(devices=devices):  # what tracing draws, training does not miss
+                    self._programs[key] = trace(compute, inputs)
             except Exception:  # whatever the network does that cannot be traced, it still runs as it is
                 self._programs[key] = compute
         return self._programs[key]

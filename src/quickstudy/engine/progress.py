@@ -17,7 +17,7 @@ class Bar:
     Args:
         title: shown in front, such as the name of the recipe.
         updates: how many there will be, for each group of seeds.
-        tasks: tasks of one update, all seeds together.
+        tasks: tasks of one update of one seed.
         metric: ``accuracy`` or ``mse``.
         console: where to write.
     """
@@ -40,6 +40,7 @@ class Bar:
         self._task = self._bar.add_task(title, total=updates, status="")
         self._validation = ""
         self._loss = ""
+        self._seeds = 1
         self._since: tuple[float, int] | None = None
         self._rate = 0.0
         self._shown = 0.0
@@ -62,13 +63,14 @@ class Bar:
             return
         started, first = self._since
         if now > started:
-            self._rate = (updates - first) * self.tasks / (now - started)
+            self._rate = (updates - first) * self.tasks * self._seeds / (now - started)
         self._loss = f"loss {loss():.3g}"
         self._shown = now
         self._show(updates)
 
     def validated(self, rows: list[dict[str, Any]], best: list[float]) -> None:
         """Show the scores of a validation, averaged over the seeds of the group."""
+        self._seeds = len(rows)
         mean = sum(row["val_score"] for row in rows) / len(rows)
         top = sum(best) / len(best)
         self._validation = f"validation {self._score(mean)} · best {self._score(top)}"

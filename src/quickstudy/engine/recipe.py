@@ -11,6 +11,7 @@ from pathlib import Path
 from pydoc import locate
 from typing import Any, Literal
 
+import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from torch.optim import Adam, Optimizer
@@ -19,7 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from quickstudy.data.base import Dataset
 from quickstudy.errors import RecipeError, suggest
 from quickstudy.methods import Method
-from quickstudy.task import TaskShape
+from quickstudy.task import Task, TaskShape
 
 
 @dataclass
@@ -59,8 +60,20 @@ class Training:
             raise RecipeError(
                 f"meta_batch, updates and chunk are at least 1; got {self.meta_batch}, {self.updates}, {self.chunk}"
             )
+        for name, bound in (("clip_value", self.clip_value), ("clip_norm", self.clip_norm)):
+            if bound is not None and bound <= 0:
+                raise RecipeError(f"train.{name} is a bound above zero, or not given; got {bound}")
         if self.clip_each_task and self.clip_value is None:
             raise RecipeError("clip_each_task bounds the running sum by clip_value: give train.clip_value too")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return torch.float64 if self.precision == "float64" else torch.float32
+
+    def cast(self, task: Task) -> Task:
+        """Bring the images or points of tasks to the precision of the weights."""
+        return task.map(lambda tensor: tensor.to(self.dtype) if tensor.is_floating_point() else tensor)
 
 
 @dataclass
@@ -77,6 +90,10 @@ class Validation:
     tasks: int = 600
     task: TaskShape | None = None
 
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.tasks < 1:
+            raise RecipeError(f"validation.every and .tasks are at least 1; got {self.every} and {self.tasks}")
+
 
 @dataclass
 class Testing:
@@ -89,6 +106,10 @@ class Testing:
 
     tasks: int = 600
     task: TaskShape | None = None
+
+    def __post_init__(self) -> None:
+        if self.tasks < 1:
+            raise RecipeError(f"test.tasks is at least 1; got {self.tasks}")
 
 
 def _adam(parameters: Iterable[Any]) -> Optimizer:
@@ -149,8 +170,9 @@ def recipe_text(name: str) -> str:
     if path.suffix in {".yaml", ".yml"}:
         try:
             return path.read_text()
-        except OSError as error:
-            raise RecipeError(f"cannot read the recipe {name}: {error.strerror}") from error
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not a text file in UTF-8"
+            raise RecipeError(f"cannot read the recipe {name}: {reason}") from error
     names = recipe_names()
     if name not in names:
         raise RecipeError(

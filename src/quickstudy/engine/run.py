@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import platform
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -16,6 +17,11 @@ from typing import Any
 from quickstudy.engine.checkpoint import load_state, load_weights, save_state, save_weights
 from quickstudy.errors import RecipeError, TrainingError
 from quickstudy.files import write_text
+
+_OWN_FILES = (
+    *("run.json", "recipe.yaml", "metrics.csv", "metrics.jsonl", "test.jsonl", "curves.png", "task.png"),
+    *("state-*.pt", "best-*.safetensors", "last-*.safetensors", "tensorboard"),
+)
 
 
 @dataclass(frozen=True)
@@ -43,13 +49,27 @@ class Run:
             RecipeError: there is none there.
         """
         run = cls(Path(folder))
-        if not (run.folder / "recipe.yaml").is_file():
+        if not run.exists():
             near = sorted(str(path.parent) for path in Path("runs").glob("**/recipe.yaml"))
             raise RecipeError(
-                f"{folder} is not the folder of a run (it has no recipe.yaml)"
+                f"{folder} is not the folder of a run (it has no recipe.yaml and run.json)"
                 + (f"; there are {', '.join(near[:10])}" if near else "; `quickstudy train RECIPE` makes one")
             )
         return run
+
+    def exists(self) -> bool:
+        """Tell whether the folder is that of a run."""
+        return all((self.folder / name).is_file() for name in ("recipe.yaml", "run.json"))
+
+    def own_files(self) -> set[Path]:
+        """Return what runs have left in the folder, fragments of a write that was killed included."""
+        patterns = [*_OWN_FILES, *(f".{pattern}-*" for pattern in _OWN_FILES)]
+        return {path for pattern in patterns for path in self.folder.glob(pattern)}
+
+    def clear(self) -> None:
+        """Remove what runs have left in the folder, and nothing else."""
+        for path in self.own_files():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     @property
     def recipe_text(self) -> str:
@@ -64,7 +84,7 @@ class Run:
     @property
     def info(self) -> dict[str, Any]:
         """What ``run.json`` holds."""
-        return json.loads((self.folder / "run.json").read_text())
+        return _parsed(self.folder / "run.json", (self.folder / "run.json").read_text())
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file of the run, whole or not at all."""
@@ -97,7 +117,7 @@ class Run:
         if not path.exists():
             raise TrainingError(
                 f"{self.folder} has no {kind} weights of seed {seed} yet; continue it with "
-                f"`quickstudy train {self.name} --resume`"
+                f"`quickstudy train {self.folder} --resume`"
             )
         return load_weights(path)
 
@@ -113,7 +133,14 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """Return the history of the training."""
         path = self.folder / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return [_parsed(path, line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _parsed(path: Path, text: str) -> dict[str, Any]:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise TrainingError(f"{path} is damaged ({error}); train again with --overwrite") from error
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -141,10 +168,14 @@ def _processor() -> str:
 def _commit() -> str | None:
     """Return the commit of the source tree the library runs from, if it is one."""
     try:
-        folder = Path(__file__).parent
-        answer = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=folder, capture_output=True, text=True, timeout=5
-        )
+        here = Path(__file__)
+
+        def git(*arguments: str) -> str:
+            command = ["git", *arguments]
+            return subprocess.run(command, cwd=here.parent, capture_output=True, text=True, timeout=5).stdout.strip()
+
+        if not git("ls-files", here.name):  # installed somewhere inside of another project
+            return None
+        return git("describe", "--always", "--dirty") or None
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return answer.stdout.strip() or None

@@ -21,7 +21,7 @@ from quickstudy.engine.run import Run, environment
 from quickstudy.engine.statistics import Estimate, estimate
 from quickstudy.engine.train import build_methods
 from quickstudy.errors import RecipeError
-from quickstudy.files import write_text
+from quickstudy.files import append_text
 from quickstudy.methods import Norm
 from quickstudy.task import TaskShape
 
@@ -108,12 +108,17 @@ def test_run(run: Run, wish: Wish, device: str) -> Result:
     dataset = dataset_entry(wish.on).load()() if wish.on else recipe.dataset
     if dataset.metric != recipe.dataset.metric:
         raise RecipeError(f"{run.name} was trained for {recipe.dataset.metric}; {dataset.name} has {dataset.metric}")
-    shape = _shape(recipe.test.task, wish)
-    tasks = wish.tasks or recipe.test.tasks
+    own_shape = recipe.test.task
+    assert own_shape is not None
+    shape = _shape(own_shape, wish)
+    tasks = recipe.test.tasks if wish.tasks is None else wish.tasks
+    if tasks < 1:
+        raise RecipeError(f"a test needs at least one task, not {tasks}")
     methods = build_methods(lambda: instantiate(settings), seeds)
+    as_trained = {"norm": methods[0].norm, "steps": methods[0].test_steps}
     for seed, method in zip(seeds, methods):
         method.load_state_dict(run.load_weights(wish.weights, seed))
-        method.to(device)
+        method.to(device, recipe.train.dtype)
         if wish.norm:
             method.set_norm(wish.norm)
         if wish.steps is not None:
@@ -124,10 +129,28 @@ def test_run(run: Run, wish: Wish, device: str) -> Result:
     start = time.monotonic()
     pooled = []
     for seed, method in zip(seeds, methods):
-        scores, chunk = evaluate(Models([method]), source, shape, [seed], tasks=tasks, chunk=chunk)
+        scores, chunk = evaluate(
+            Models([method]), source, shape, [seed], tasks=tasks, chunk=chunk, cast=recipe.train.cast
+        )
         per_seed[seed] = scores[0, :, 1].mean().item()
         pooled += scores[0, :, 1].tolist()
-    history = run.metrics()
+    last_rows = {row["seed"]: row for row in run.metrics()}
+    first_of_groups = [last_rows[group[0]] for group in run.info["groups"] if group[0] in last_rows]
+    setting = {
+        **dataclasses.asdict(shape),
+        "tested_on": dataset.name,
+        "tasks": tasks,
+        "norm": methods[0].norm,
+        "steps": methods[0].test_steps,
+        "weights": wish.weights,
+    }
+    planned = {
+        **dataclasses.asdict(own_shape),
+        "tested_on": recipe.dataset.name,
+        "tasks": recipe.test.tasks,
+        "weights": "best",
+        **as_trained,
+    }
     result = Result(
         recipe=run.name,
         metric=dataset.metric,
@@ -135,42 +158,40 @@ def test_run(run: Run, wish: Wish, device: str) -> Result:
         per_seed=per_seed,
         setting={
             "trained_on": recipe.dataset.name,
-            "tested_on": dataset.name,
-            **dataclasses.asdict(shape),
+            **setting,
             "tasks": len(pooled),
             "seeds": len(seeds),
-            "norm": methods[0].norm,
-            "steps": methods[0].test_steps,
-            "weights": wish.weights,
-            "updates": max((row["update"] for row in history), default=0),
+            "updates": min((last_rows[seed]["update"] if seed in last_rows else 0 for seed in seeds), default=0),
             "planned_updates": recipe.train.updates,
-            "differs": _differs(run, settings, wish),
-            "train_seconds": round(sum({row["seed"]: row["seconds"] for row in history}.values())),
+            "differs": _differs(run, settings, {key: new for key, new in setting.items() if new != planned[key]}),
+            "train_seconds": round(sum(row["seconds"] for row in first_of_groups)),
             "test_seconds": round(time.monotonic() - start, 1),
         },
         environment=environment(device),
     )
-    path = run.folder / "test.jsonl"
-    before = path.read_text() if path.exists() else ""
-    run.write_text("test.jsonl", before + json.dumps(dataclasses.asdict(result)) + "\n")
+    append_text(run.folder / "test.jsonl", json.dumps(dataclasses.asdict(result)) + "\n")
     return result
 
 
-def _differs(run: Run, settings: Namespace, wish: Wish) -> str:
+_OF_NO_INFLUENCE = ("train.batching", "train.chunk", "train.together", "train.trace", "dataset.init_args.root")
+"""Settings that change how something is computed, and not what."""
+
+
+def _differs(run: Run, settings: Namespace, tested: dict[str, Any]) -> str:
     """Say in which settings a test and its training are not those of the recipe they are named after."""
     changed = {}
     if run.name in recipe_names():
         recipe = parse_recipe(recipe_text(run.name))
-        changed = {key: new for key, (_, new) in differences(recipe, settings).items()}
-    wishes = {f"test --{key}": value for key, value in dataclasses.asdict(wish).items() if value not in (None, "best")}
-    return "; ".join(f"{key} {value}" for key, value in {**changed, **wishes}.items())
+        changed = {key: new for key, (_, new) in differences(recipe, settings).items() if key not in _OF_NO_INFLUENCE}
+    changed |= {f"test {key}": value for key, value in tested.items()}
+    return "; ".join(f"{key} {value}" for key, value in changed.items())
 
 
-def _shape(shape: TaskShape | None, wish: Wish) -> TaskShape:
-    assert shape is not None
+def _shape(shape: TaskShape, wish: Wish) -> TaskShape:
     if wish.way is not None and shape.way is None:
         raise RecipeError("a regression task has no classes; leave --way out")
-    return TaskShape(wish.way or shape.way, wish.shot or shape.shot, wish.queries or shape.queries)
+    asked = {key: getattr(wish, key) for key in ("way", "shot", "queries") if getattr(wish, key) is not None}
+    return dataclasses.replace(shape, **asked)
 
 
 def append_measured(path: Path, result: Result) -> None:
@@ -189,4 +210,4 @@ def append_measured(path: Path, result: Result) -> None:
     if not text:
         writer.writeheader()
     writer.writerow(row)
-    write_text(path, text + out.getvalue())
+    append_text(path, out.getvalue())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import signal
 import threading
 import time
@@ -17,12 +18,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from quickstudy.engine.checkpoint import load_state
 from quickstudy.engine.evaluate import draw, evaluate, seed_randomness
 from quickstudy.engine.models import Models, fastest_chunk, meta_loss
 from quickstudy.engine.recipe import Recipe
 from quickstudy.engine.run import Run
 from quickstudy.engine.statistics import estimate
-from quickstudy.errors import BackboneError, TrainingError
+from quickstudy.errors import BackboneError, RecipeError, TrainingError
 from quickstudy.methods import Method
 from quickstudy.task import Task
 
@@ -30,6 +32,10 @@ ELEMENTWISE = {"Adam", "AdamW", "SGD", "RMSprop", "Adagrad", "Adadelta", "Adamax
 """Optimisers that treat every number on its own, so that seeds stacked on an axis stay independent."""
 
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
+
+
+class NotFinite(TrainingError):
+    """A meta-loss or a meta-gradient is infinite or not a number."""
 
 
 class Interrupted(TrainingError):
@@ -72,10 +78,8 @@ class Group:
 
     def __post_init__(self) -> None:
         train = self.recipe.train
-        self.dtype = torch.float64 if train.precision == "float64" else torch.float32
-        self.models = Models([method.to(self.device, self.dtype) for method in self.methods])
-        self.optimizer: Optimizer = self.recipe.optimizer(list(self.models.trained.values()))
-        self._fuse(self.optimizer)
+        self.models = Models([method.to(self.device, train.dtype) for method in self.methods])
+        self.optimizer = self._optimizer()
         self.schedule = self.recipe.schedule(self.optimizer) if self.recipe.schedule else None
         self.sources = {split: self.recipe.dataset.split(split).to(self.device) for split in ("train", "val")}
         assert self.recipe.validation.task is not None
@@ -85,32 +89,42 @@ class Group:
         self.seconds = 0.0
         self.loss_sums = torch.zeros(len(self.seeds), device=self.device)  # of the updates since the last validation
         self.losses_summed = 0
+        self.broken = torch.zeros(len(self.seeds), dtype=torch.bool, device=self.device)
         self.chunks: dict[str, int] = {}
         self.history: list[dict[str, Any]] = []
         self.best_scores = [float("-inf") if self.higher_is_better else float("inf")] * len(self.seeds)
         self.best = [self.models.state(i) for i in range(len(self.seeds))]
 
-    @staticmethod
-    def _fuse(optimizer: Optimizer) -> None:
-        """Let Adam update all parameters in one kernel, unless the recipe says how."""
+    def _optimizer(self) -> Optimizer:
+        parameters = list(self.models.trained.values())
+        if not parameters:
+            raise RecipeError(f"{type(self.models.method).__name__} has no parameters to meta-learn: it is only tested")
+        try:
+            optimizer = self.recipe.optimizer(parameters)
+        except (TypeError, ValueError) as error:
+            raise RecipeError(f"the optimizer cannot be built: {error}") from error
+        step = inspect.signature(type(optimizer).step).parameters.get("closure")
+        if step is not None and step.default is step.empty:
+            raise RecipeError(
+                f"{type(optimizer).__name__} evaluates the loss several times a step; meta-training has one "
+                "meta-gradient an update: choose another optimizer"
+            )
+        # Let Adam update all parameters in one kernel, unless the recipe says how.
         if type(optimizer).__name__ in {"Adam", "AdamW"}:
             for group in optimizer.param_groups:
                 if group.get("fused") is None and group.get("foreach") is None:
                     group["fused"] = True
+        return optimizer
 
     # ------------------------------------------------------------------ one update
-
-    def cast(self, task: Task) -> Task:
-        """Bring the images or points of tasks to the precision of the weights."""
-        if self.dtype == torch.float32:
-            return task
-        return task.map(lambda tensor: tensor.to(self.dtype) if tensor.is_floating_point() else tensor)
 
     def batch(self, update: int) -> Task:
         """Return the meta-batch of an update (counted from 0), ``[B, ...]`` or ``[seeds, B, ...]``."""
         size = self.recipe.train.meta_batch
         shape = self.recipe.train.task
-        return self.cast(draw(self.sources["train"], shape, update * size, (update + 1) * size, self.seeds))
+        return self.recipe.train.cast(
+            draw(self.sources["train"], shape, update * size, (update + 1) * size, self.seeds)
+        )
 
     def gradients(self, batch: Task, chunk: int, traced: bool = False) -> tuple[list[Tensor], Tensor]:
         """Return the meta-gradient of a batch, one tensor a parameter, and the mean loss of each seed."""
@@ -136,14 +150,14 @@ class Group:
 
     def update(self) -> Tensor:
         """Do one update; return the mean meta-loss of each seed, ``[seeds]`` or a scalar."""
-        seed_randomness(self.device, self.seeds[0], self.updates)
         batch = self.batch(self.updates)
         if "train" not in self.chunks:
             self.chunks["train"] = self._choose_chunk(batch)
+        seed_randomness(self.device, self.seeds[0], self.updates)
         gradients, loss = self.gradients(batch, self.chunks["train"], self.recipe.train.trace)
+        self._watch(loss, gradients)
         for parameter, gradient in zip(self.models.trained.values(), self._clipped(gradients)):
             parameter.grad = gradient
-        self._check(loss)
         self.loss_sums += loss
         self.losses_summed += 1
         self.optimizer.step()
@@ -180,15 +194,25 @@ class Group:
             gradients = _clip_norm(gradients, train.clip_norm, self.models.seeds)
         return gradients
 
-    def _check(self, loss: Tensor) -> None:
-        """Raise if a loss is not finite. A GPU is only asked now and then: each answer makes it wait."""
-        if self.device != "cpu" and self.updates % 50:
-            return
-        bad = ~torch.isfinite(loss.reshape(-1))
-        if bad.any():
-            seeds = [seed for seed, is_bad in zip(self.seeds, bad.tolist()) if is_bad]
-            raise TrainingError(
-                f"the meta-loss of seed {', '.join(map(str, seeds))} is not finite at update {self.updates}"
+    def _watch(self, loss: Tensor, gradients: list[Tensor]) -> None:
+        """Note which seeds have a loss or a gradient that is not finite."""
+        sums = loss.reshape(-1)
+        for gradient in gradients:
+            sums = sums + gradient.reshape(len(self.seeds), -1).sum(1)
+        self.broken |= ~torch.isfinite(sums)
+        if self.device == "cpu" or self.updates % 50 == 0:
+            self.check()
+
+    def check(self) -> None:
+        """Raise if a loss or a gradient was not finite.
+
+        A GPU is asked only now and then, because each answer makes it wait; and always before a state is kept.
+        """
+        if self.broken.any():
+            seeds = [str(seed) for seed, broken in zip(self.seeds, self.broken.tolist()) if broken]
+            at = "at" if self.device == "cpu" else "at or shortly before"
+            raise NotFinite(
+                f"the meta-loss or its gradient is not finite {at} update {self.updates} (seed {', '.join(seeds)})"
             )
 
     # ------------------------------------------------------------------ validation and state
@@ -209,7 +233,7 @@ class Group:
             tasks=settings.tasks,
             first=number * settings.tasks,
             chunk=self.chunks.get("val"),
-            cast=self.cast,
+            cast=self.recipe.train.cast,
             traced=self.recipe.train.trace,
         )
         losses = [total / self.losses_summed if self.losses_summed else nan for total in self.loss_sums.tolist()]
@@ -217,7 +241,8 @@ class Group:
         rows = []
         for i, seed in enumerate(self.seeds):
             score = estimate(results[i, :, 1])
-            if (score.mean > self.best_scores[i]) == self.higher_is_better and score.mean != self.best_scores[i]:
+            best = self.best_scores[i]
+            if score.mean > best if self.higher_is_better else score.mean < best:
                 self.best_scores[i] = score.mean
                 self.best[i] = self.models.state(i)
             rows.append(
@@ -277,7 +302,9 @@ class Group:
             run.save_weights("best", seed, self.best[i])
 
 
-def train_group(group: Group, run: Run, listener: Listener, others: list[dict[str, Any]]) -> None:
+def train_group(
+    group: Group, run: Run, listener: Listener, others: list[dict[str, Any]], received: Sequence[int] = ()
+) -> None:
     """Train a group of seeds to the end of its recipe, from wherever its state is.
 
     Args:
@@ -285,6 +312,7 @@ def train_group(group: Group, run: Run, listener: Listener, others: list[dict[st
         run: the folder to save into.
         listener: told of every step.
         others: rows of metrics of seeds that trained before, kept in the run's files.
+        received: signals that came, see :func:`caught_signals`: the training stops after its step.
 
     Raises:
         TrainingError: a loss is not finite; the message names the last good checkpoint.
@@ -295,6 +323,7 @@ def train_group(group: Group, run: Run, listener: Listener, others: list[dict[st
 
     def save() -> None:
         nonlocal saved
+        group.check()
         group.save(run)
         if group.history:
             run.write_metrics(others + group.history)
@@ -305,36 +334,39 @@ def train_group(group: Group, run: Run, listener: Listener, others: list[dict[st
         save()  # first: what a listener writes (curves, for instance) is of no use without the weights
         listener.validated(rows, group.best_scores)
 
-    with _signals() as received:
-        if not group.history:
+    try:
+        if group.history:
+            save()  # weights and metrics too are of this state, wherever a training before was cut off
+        else:
             validate()
         while group.updates < total:
             start = time.monotonic()
-            try:
-                loss = group.update()
-            except TrainingError as error:
-                path = run.state_path(group.seeds)
-                good = torch.load(path, weights_only=True)["updates"]
-                raise TrainingError(
-                    f"{error}, in recipe {run.name}. The last good checkpoint is {path} (update {good}); "
-                    "a lower learning rate, gradient clipping (train.clip_norm) or float64 may help"
-                ) from error
+            loss = group.update()
             group.seconds += time.monotonic() - start
             listener.step(group.updates, lambda: loss.mean().item())  # noqa: B023
             if group.updates % every == 0 or group.updates == total:
+                group.check()
                 validate()
             elif received or time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
                 save()
             if received and group.updates < total:
                 raise Interrupted(
-                    f"stopped by {signal.Signals(received[0]).name} after update {group.updates} of {total}, "
-                    f"which is saved; `quickstudy train {run.name} --out {run.folder} --resume` continues",
+                    f"stopped by {signal.Signals(received[0]).name} after update {group.updates:,} of {total:,}, "
+                    f"which is saved; `quickstudy train {run.folder} --resume` continues",
                     received[0],
                 )
+    except NotFinite as error:
+        path = run.state_path(group.seeds)
+        good = load_state(path)["updates"] if path.exists() else None
+        kept = f"the last good checkpoint is {path} (update {good})" if path.exists() else "nothing was saved"
+        raise TrainingError(
+            f"{error}, in recipe {run.name}; {kept}. "
+            "A lower learning rate, gradient clipping (train.clip_norm) or float64 may help"
+        ) from error
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
+def caught_signals() -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM instead of dying of them; a second one is not caught."""
     received: list[int] = []
     previous: dict[int, Any] = {}

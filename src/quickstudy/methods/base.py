@@ -70,6 +70,8 @@ class Method(nn.Module, ABC):
         """
         if self.test_steps is None:
             raise RecipeError(f"{type(self).__name__} takes no inner steps")
+        if steps < 0:
+            raise RecipeError(f"{type(self).__name__} takes zero or more inner steps, not {steps}")
         self.test_steps = steps
 
     def build(self, example: Task) -> Self:

@@ -71,14 +71,15 @@ class MAML(Method):
 
     def create(self, features: int, outputs: int) -> None:
         self.head = nn.Linear(features, outputs)
+        parts = {"all": ("backbone.", "head."), "head": "head.", "body": "backbone."}[self.adapts]
+        self.adapted = {name for name, p in self.named_parameters() if p.requires_grad and name.startswith(parts)}
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the learner with the weights it has: ``[M, ...]`` to ``[M, outputs]``."""
         return self.head(self.backbone(x))
 
     def adapt(self, support: Support) -> Adapted:
-        parts = {"all": ("backbone.", "head."), "head": "head.", "body": "backbone."}[self.adapts]
-        weights: Weights = {name: weight for name, weight in self.named_parameters() if name.startswith(parts)}
+        weights: Weights = {name: weight for name, weight in self.named_parameters() if name in self.adapted}
 
         def loss(weights: Weights) -> Tensor:
             return task_loss(functional_call(self, weights, (support.x,)), support.y, support.way)

@@ -72,6 +72,10 @@ def _check_pure(module: nn.Module, example: Tensor, output: Tensor) -> None:
     other = {name: (p.detach() * 1.5 + 0.01).requires_grad_(p.requires_grad) for name, p in module.named_parameters()}
     try:
         called = functional_call(module, other, (example,))
+        with torch.no_grad():
+            module.train()
+            functional_call(module, other, (example,))
+            module.eval()
     except Exception as error:
         raise BackboneError(f"backbone {kind} fails under torch.func.functional_call: {error}") from error
     changed = [name for name, buffer in module.named_buffers() if not torch.equal(buffer, before[name])]
