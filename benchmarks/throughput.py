@@ -47,8 +47,6 @@ class Contender:
         if self.ours is None:
             return ""
         chunk = self.ours.chunks["train"]
-        if chunk != LOOP and self.ours.recipe.train.clip_each_task:
-            chunk = 1  # the running sum is clipped after every task
         return "loop" if chunk == LOOP else str(chunk)
 
 

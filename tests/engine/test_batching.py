@@ -159,6 +159,20 @@ def test_training_seeds_together_equals_training_each(clip: dict[str, float]) ->
             assert ours["train_loss"] == pytest.approx(theirs["train_loss"], nan_ok=True)
 
 
+def test_clipping_after_every_task_does_not_depend_on_how_many_run_at_once() -> None:
+    def gradients(seeds: list[int], chunk: int) -> list[Tensor]:
+        clip = {"clip_value": 0.02, "clip_each_task": True}
+        group = Group(recipe(**clip), seeds, build_methods(recipe, seeds), "cpu")
+        return group.gradients(group.batch(0), chunk)[0]
+
+    alone = [gradients([seed], LOOP) for seed in (3, 7)]
+    for chunk in (1, 3, 4):
+        torch.testing.assert_close(gradients([3], chunk), alone[0])
+        torch.testing.assert_close(gradients([3, 7], chunk), [torch.stack(parts) for parts in zip(*alone)])
+    unclipped = Group(recipe(), [3], build_methods(recipe, [3]), "cpu")
+    assert not torch.allclose(unclipped.gradients(unclipped.batch(0), 4)[0][0], alone[0][0])
+
+
 def test_mean_and_sum_differ_by_the_size_of_the_meta_batch() -> None:
     gradients = {}
     for reduction in ("mean", "sum"):

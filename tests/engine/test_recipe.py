@@ -11,6 +11,7 @@ import yaml
 from helpers import SINE
 
 from quickstudy import engine
+from quickstudy.data import Omniglot
 from quickstudy.engine.recipe import dump_recipe, parse_recipe, recipe_names, recipe_text
 from quickstudy.engine.train import Group, build_methods
 from quickstudy.errors import DataError, RecipeError
@@ -102,10 +103,12 @@ def test_a_recipe_that_is_no_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_runs_for_two_updates(name: str) -> None:
-    """On its own data where that is at hand, and otherwise on glyphs, of the same shape."""
-    overrides = ["--train.updates=2", "--train.batching=loop", "--train.trace=false"]
+    """With a validation, on its own data where that is at hand, and otherwise on glyphs, of the same shape."""
+    overrides = ["--train.updates=2", "--train.batching=loop", "--train.trace=false", "--validation.tasks=2"]
     if not name.startswith("sine"):
-        overrides += ["--dataset=quickstudy.data.Glyphs", "--train.meta_batch=1"]
+        overrides += ["--train.meta_batch=1"]
+        if Omniglot().location() is None:
+            overrides += ["--dataset=quickstudy.data.Glyphs"]
     if "conv4" in name:
         overrides += ["--method.backbone.channels=8"]
     settings = parse_recipe(recipe_text(name), overrides)
@@ -117,6 +120,7 @@ def test_every_recipe_runs_for_two_updates(name: str) -> None:
     before = group.models.state(0)
     for _ in range(2):
         assert torch.isfinite(group.update()).all()
+        assert group.validate()[0]["val_score"] >= 0
     assert any(not torch.equal(before[key], tensor) for key, tensor in group.models.state(0).items())
 
 

@@ -206,3 +206,15 @@ def test_settings_that_make_no_sense() -> None:
         MAML(Pass(), norm="joint")
     with pytest.raises(RecipeError, match="inner steps"):
         MAML(Pass(), steps=-1)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_frozen_parameters_stay_as_they_are(order: int) -> None:
+    task = classes()
+    frozen = nn.Linear(6, 6)
+    frozen.requires_grad_(False)
+    method = built(task, nn.Sequential(frozen, nn.BatchNorm1d(6, affine=False), nn.ReLU()), order=order, inner_lr=0.1)
+    assert set(method.adapt(task.support).weights) == {"head.weight", "head.bias"}
+    method.loss(task).backward()
+    assert frozen.weight.grad is None
+    assert method.head.weight.grad is not None

@@ -78,3 +78,9 @@ def test_unfit_networks(network: nn.Module, message: str) -> None:
 def test_networks_that_are_not_pure(network: nn.Module, message: str) -> None:
     with pytest.raises(BackboneError, match=message):
         adopt(network, torch.rand(5, 4))
+
+
+def test_a_network_that_changes_only_while_it_trains_is_not_pure() -> None:
+    norm = nn.InstanceNorm2d(4, track_running_stats=True)
+    with pytest.raises(BackboneError, match=r"changes the buffer '1\.running_mean'"):
+        adopt(nn.Sequential(nn.Conv2d(1, 4, 3), norm, nn.Flatten()), torch.rand(5, 1, 8, 8))

@@ -113,36 +113,52 @@ class Models:
             yield result[None] if chunk == LOOP else result
 
     def differentiate(
-        self, function: TaskFunction, batch: Task, chunk: int, *, traced: bool = False
+        self, function: TaskFunction, batch: Task, chunk: int, *, traced: bool = False, each_task: bool = False
     ) -> Iterator[tuple[Tensor, list[Tensor]]]:
         """Run a scalar one-task function over a batch of tasks, and differentiate it.
 
-        Args: as of :meth:`run`.
+        Args:
+            function, batch, chunk, traced: as of :meth:`run`.
+            each_task: give the gradient of every task, and not that of the sum of a chunk.
 
         Yields:
-            For one chunk after the other, the values, ``[c]`` or ``[seeds, c]``, and the gradient of their sum
-            with respect to every trained parameter.
+            For one chunk after the other, the values, ``[c]`` or ``[seeds, c]``, and the gradient with respect to
+            every trained parameter, ``[...]`` or ``[seeds, ...]``; of each task, ``[c, ...]`` or ``[seeds, c, ...]``.
         """
         trained, fixed = self._tensors()
         count = len(trained)
+        axis = int(self.stacked)
         for piece in self._pieces(batch, chunk):
+            mapped = each_task and chunk != LOOP
+            inputs = [*trained, *fixed, *piece.tensors]
+            tasks = piece.support_x.shape[axis]
 
             def compute(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-                values = self._call(function, inputs, batch.way, chunk)
-                return [values.detach(), *torch.autograd.grad(values.sum(), inputs[:count], materialize_grads=True)]
+                own = list(inputs[:count])
+                if mapped:  # noqa: B023
+                    own = [p.unsqueeze(axis).expand(*p.shape[:axis], tasks, *p.shape[axis:]) for p in own]  # noqa: B023
+                values = self._call(function, [*own, *inputs[count:]], batch.way, chunk, own_weights=mapped)  # noqa: B023
+                return [values.detach(), *torch.autograd.grad(values.sum(), own, materialize_grads=True)]
 
-            inputs = [*trained, *fixed, *piece.tensors]
-            program = self._program((function, chunk, "gradient"), compute, inputs) if traced else compute
+            purpose = (function, chunk, "gradient", each_task)
+            program = self._program(purpose, compute, inputs) if traced else compute
             values, *gradients = program(inputs)
-            yield values[None] if chunk == LOOP else values, gradients
+            if chunk == LOOP:
+                values, gradients = values[None], [g[None] for g in gradients] if each_task else gradients
+            yield values, gradients
 
     def _tensors(self) -> tuple[list[Tensor], list[Tensor]]:
         """Return the trained parameters, then everything else that is swapped into the method."""
         frozen = [tensor for tensor in self.parameters.values() if not tensor.requires_grad]
         return list(self.trained.values()), [*frozen, *self.buffers.values()]
 
-    def _call(self, function: TaskFunction, inputs: Sequence[Tensor], way: int | None, chunk: int) -> Tensor:
-        """Run the function of one task on one (``LOOP``), or vmapped over an axis of tasks, and of seeds."""
+    def _call(
+        self, function: TaskFunction, inputs: Sequence[Tensor], way: int | None, chunk: int, own_weights: bool = False
+    ) -> Tensor:
+        """Run the function of one task on one (``LOOP``), or vmapped over an axis of tasks, and of seeds.
+
+        With ``own_weights`` the trained parameters too have an axis of tasks.
+        """
         frozen = [name for name, tensor in self.parameters.items() if not tensor.requires_grad]
         names = [f"method.{name}" for name in (*self.trained, *frozen, *self.buffers)]
 
@@ -151,7 +167,8 @@ class Models:
 
         mapped: Callable[..., Tensor] = one
         if chunk != LOOP:
-            mapped = vmap(one, in_dims=(None, 0, 0, 0, 0), randomness="different")
+            weights = {name: 0 if own_weights and i < len(self.trained) else None for i, name in enumerate(names)}
+            mapped = vmap(one, in_dims=(weights, 0, 0, 0, 0), randomness="different")
             if self.stacked:
                 mapped = vmap(mapped, randomness="different")
         return mapped(dict(zip(names, inputs)), *inputs[len(names) :])

@@ -131,14 +131,16 @@ class Group:
         train = self.recipe.train
         total: list[Tensor] = []
         losses = []
-        if train.clip_each_task:
-            chunk = min(chunk, 1)
+        one_by_one = train.clip_each_task
         with self._autocast():
-            for loss, parts in self.models.differentiate(meta_loss, batch, chunk, traced=traced):
+            for loss, parts in self.models.differentiate(meta_loss, batch, chunk, traced=traced, each_task=one_by_one):
                 losses.append(loss)
-                total = [old + new for old, new in zip(total, parts)] if total else parts
-                if train.clip_each_task:
-                    total = _clip_value(total, train.clip_value)
+                axis = int(self.models.stacked)
+                tasks = zip(*(gradient.unbind(axis) for gradient in parts)) if one_by_one else [parts]
+                for new in tasks:
+                    total = [a + b for a, b in zip(total, new)] if total else list(new)
+                    if one_by_one:
+                        total = _clip_value(total, train.clip_value)
         if train.reduction == "mean":
             total = [gradient / train.meta_batch for gradient in total]
         return total, torch.cat(losses, dim=-1).mean(-1)
