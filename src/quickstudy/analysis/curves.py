@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from quickstudy.analysis.figures import PALETTE, QUIET, save
 from quickstudy.engine.recipe import instantiate, parse_recipe
@@ -110,7 +111,7 @@ def _finish(axis: Axes, label: str) -> None:
     axis.set_xlabel("tasks seen in meta-training", fontsize=8)
     axis.set_ylabel(label, fontsize=8)
     axis.tick_params(labelsize=7)
-    axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axis.xaxis.set_major_formatter(EngFormatter())  # 200 k
     axis.spines[["top", "right"]].set_visible(False)
     if axis.get_legend_handles_labels()[0]:
-        axis.legend(fontsize=7, frameon=False)
+        axis.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(-0.02, -0.16))
