@@ -199,7 +199,14 @@ class Models:
         return self._programs[key]
 
 
-def fastest_chunk(trial: Callable[[int], object], tasks: int, *, loop: bool, only_loop: bool = False) -> int:
+def fastest_chunk(
+    trial: Callable[[int], object],
+    tasks: int,
+    *,
+    loop: bool,
+    only_loop: bool = False,
+    final: Callable[[int], object] | None = None,
+) -> int:
     """Return the chunk size with which ``trial`` takes the least time, by trying them.
 
     All candidates take turns, so that a busy machine slows down all of them alike; those that fall behind drop out.
@@ -209,6 +216,7 @@ def fastest_chunk(trial: Callable[[int], object], tasks: int, *, loop: bool, onl
         tasks: size of the batch, the largest chunk.
         loop: whether :data:`LOOP` is among the candidates.
         only_loop: whether it is the only one.
+        final: decides between the two fastest instead of ``trial``, such as the same work traced.
 
     Raises:
         BackboneError: no candidate works.
@@ -234,10 +242,16 @@ def fastest_chunk(trial: Callable[[int], object], tasks: int, *, loop: bool, onl
         ) from failure
     seconds = _near(seconds, 4.0)  # this first time also warmed up
     seconds = {chunk: _seconds(trial, chunk) for chunk in seconds}
-    for behind in (2.0, 1.3, 1.3):
-        seconds = _near(seconds, behind)
-        if len(seconds) > 1:
-            seconds = {chunk: min(before, _seconds(trial, chunk)) for chunk, before in seconds.items()}
+    seconds = _near(seconds, 2.0)
+    seconds = {chunk: min(before, _seconds(trial, chunk)) for chunk, before in seconds.items()}
+    finalists = sorted(_near(seconds, 1.5), key=seconds.__getitem__)[:2]
+    if len(finalists) == 1:
+        return finalists[0]
+    if final is not None:
+        for chunk in finalists:
+            final(chunk)  # to warm up
+    turns = [{chunk: _seconds(final or trial, chunk) for chunk in finalists} for _ in range(3)]
+    seconds = {chunk: min(turn[chunk] for turn in turns) for chunk in finalists}
     return min(seconds, key=seconds.__getitem__)
 
 

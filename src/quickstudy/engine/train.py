@@ -186,6 +186,7 @@ class Group:
             largest,
             loop=not self.models.stacked,
             only_loop=train.batching == "loop",
+            final=(lambda size: self.gradients(batch, size, True)) if train.trace else None,
         )
 
     def _clipped(self, gradients: list[Tensor]) -> list[Tensor]:
