@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ class SineWaves(TaskSource):
         points = shape.shot + shape.queries
         blocks = range(start // BLOCK, (stop - 1) // BLOCK + 1)
         first = blocks[0] * BLOCK
-        draws = [generator(seed, self.stream, block).random((BLOCK, points + 2), dtype=np.float32) for block in blocks]
+        draws = [_block(seed, self.stream, block, points + 2) for block in blocks]
         unit = torch.from_numpy(np.concatenate(draws)[start - first : stop - first]).to(self.device)[..., None]
         amplitude = 0.1 + 4.9 * unit[:, :1]
         phase = math.pi * unit[:, 1:2]
@@ -43,6 +44,12 @@ class SineWaves(TaskSource):
         y = amplitude * torch.sin(x + phase)
         shot = shape.shot
         return Task(x[:, :shot], y[:, :shot], x[:, shot:], y[:, shot:])
+
+
+@lru_cache(maxsize=16)
+def _block(seed: int, stream: int, block: int, numbers: int) -> np.ndarray:
+    """Return the random numbers of the tasks of one block, ``[BLOCK, numbers]`` in [0, 1); never written to."""
+    return generator(seed, stream, block).random((BLOCK, numbers), dtype=np.float32)
 
 
 class Sine(Dataset):
