@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from quickstudy.methods import Method
@@ -75,3 +77,28 @@ class SteepAtZero(Method):
 
     def predict(self, state: Tensor, query_x: Tensor) -> Tensor:
         return state + 0 * self.embed(query_x).sum(1, keepdim=True)
+
+
+def write_class_folders(
+    root: Path, folders: Mapping[str, Sequence[str]], images: int = 4, side: int | tuple[int, int] = 32
+) -> Path:
+    """Write ``<root>/<folder>/<class>/<number>.jpg`` for every class of every folder; return the root.
+
+    Each image has a red level of its class and a green level of its number, so that they can be told apart.
+
+    Args:
+        root: folder to write to; made if need be.
+        folders: the classes of each folder, such as ``{"train": ["n01532829"], ...}``.
+        images: of each class.
+        side: of the images, or their width and height, in pixels.
+    """
+    width, height = (side, side) if isinstance(side, int) else side
+    total = sum(map(len, folders.values()))
+    names = [(folder, name) for folder, classes in folders.items() for name in classes]
+    for c, (folder, name) in enumerate(names):
+        (root / folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(images):
+            pixels = np.zeros((height, width, 3), np.uint8)
+            pixels[..., 0], pixels[..., 1] = 255 * (c + 1) // total, 255 * i // images
+            Image.fromarray(pixels).save(root / folder / name / f"{i:04d}.jpg", quality=95)
+    return root

@@ -10,21 +10,36 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from quickstudy.data.base import SPLITS, Dataset, Split, TaskSource
+    from quickstudy.data.cub import CUB
+    from quickstudy.data.folders import ClassFolders
     from quickstudy.data.glyphs import Glyphs
     from quickstudy.data.images import ImageClasses
+    from quickstudy.data.miniimagenet import MiniImageNet
     from quickstudy.data.omniglot import Omniglot
     from quickstudy.data.registry import DATASETS, Entry, dataset_entry
     from quickstudy.data.sheet import contact_sheet
     from quickstudy.data.sine import Sine
     from quickstudy.data.store import open_store, write_store
+    from quickstudy.data.transformed import TransformedTasks
+    from quickstudy.data.transforms import (
+        CenterCrop,
+        ColorJitter,
+        Normalise,
+        RandomFlip,
+        RandomResizedCrop,
+        Transform,
+    )
 
 _HOMES = {
     "SPLITS": "base",
     "Dataset": "base",
     "Split": "base",
     "TaskSource": "base",
+    "CUB": "cub",
+    "ClassFolders": "folders",
     "Glyphs": "glyphs",
     "ImageClasses": "images",
+    "MiniImageNet": "miniimagenet",
     "Omniglot": "omniglot",
     "DATASETS": "registry",
     "Entry": "registry",
@@ -33,19 +48,36 @@ _HOMES = {
     "Sine": "sine",
     "open_store": "store",
     "write_store": "store",
+    "TransformedTasks": "transformed",
+    "CenterCrop": "transforms",
+    "ColorJitter": "transforms",
+    "Normalise": "transforms",
+    "RandomFlip": "transforms",
+    "RandomResizedCrop": "transforms",
+    "Transform": "transforms",
 }
 
 __all__ = [
+    "CUB",
     "DATASETS",
     "SPLITS",
+    "CenterCrop",
+    "ClassFolders",
+    "ColorJitter",
     "Dataset",
     "Entry",
     "Glyphs",
     "ImageClasses",
+    "MiniImageNet",
+    "Normalise",
     "Omniglot",
+    "RandomFlip",
+    "RandomResizedCrop",
     "Sine",
     "Split",
     "TaskSource",
+    "Transform",
+    "TransformedTasks",
     "contact_sheet",
     "dataset_entry",
     "open_store",

@@ -5,21 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from quickstudy.files import cache_folder
+
 
 def user_folder() -> Path | None:
     """Return the folder of the user's own copies, ``QUICKSTUDY_DATA``: it is read, and never written to."""
     value = os.environ.get("QUICKSTUDY_DATA")
     return Path(value).expanduser() if value else None
-
-
-def cache_folder() -> Path:
-    """Return the folder of all that can be made or fetched again: ``QUICKSTUDY_CACHE``, or the system's cache."""
-    value = os.environ.get("QUICKSTUDY_CACHE")
-    if value:
-        return Path(value).expanduser()
-    import pooch
-
-    return Path(pooch.os_cache("quickstudy"))
 
 
 def download_folder(dataset: str) -> Path:

@@ -81,6 +81,34 @@ DATASETS: dict[str, Entry] = {
             citation="Lake, Salakhutdinov, Tenenbaum: Human-level concept learning through probabilistic program "
             "induction. Science 350, 2015",
         ),
+        Entry(
+            name="miniimagenet",
+            target="quickstudy.data.miniimagenet:MiniImageNet",
+            description="photographs of 100 classes of ImageNet, 600 of each, in Ravi and Larochelle's split",
+            classes="64 / 16 / 20",
+            size="no download, 1.3 GB packed at 84×84",
+            licence="ImageNet's terms: non-commercial research and education, not to be passed on",
+            homepage="https://image-net.org",
+            how="ImageNet's terms forbid mirrors: get the images from https://image-net.org and put them into "
+            "$QUICKSTUDY_DATA/miniimagenet/{train,val,test}/<WordNet id>/*.jpg (set QUICKSTUDY_DATA to a folder of "
+            "yours), or name a folder with train/, val/ and test/ as the dataset's `root`",
+            citation="Vinyals, Blundell, Lillicrap, Kavukcuoglu, Wierstra: Matching networks for one shot learning. "
+            "NIPS 2016; split: Ravi, Larochelle: Optimization as a model for few-shot learning. ICLR 2017",
+        ),
+        Entry(
+            name="cub",
+            target="quickstudy.data.cub:CUB",
+            description="CUB-200-2011: photographs of 200 species of birds, 41 to 60 of each",
+            classes="100 / 50 / 50",
+            size="1.2 GB download (by hand), 250 MB packed at 84×84",
+            licence="non-commercial research and education; the photographs are their owners'",
+            homepage="https://data.caltech.edu/records/65de6-vp158",
+            how="get CUB_200_2011.tgz from https://data.caltech.edu/records/65de6-vp158 and unpack it in "
+            "$QUICKSTUDY_DATA/cub, which makes $QUICKSTUDY_DATA/cub/CUB_200_2011/images (set QUICKSTUDY_DATA to a "
+            "folder of yours), or name the folder it is unpacked in as the dataset's `root`",
+            citation="Wah, Branson, Welinder, Perona, Belongie: The Caltech-UCSD Birds-200-2011 dataset. Caltech "
+            "2011; split: Chen, Liu, Kira, Wang, Huang: A closer look at few-shot classification. ICLR 2019",
+        ),
     )
 }
 

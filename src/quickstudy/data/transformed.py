@@ -1,0 +1,90 @@
+"""Tasks whose images go through transforms, with random numbers that belong to the task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quickstudy.data.base import TaskSource, generator
+from quickstudy.data.images import BLOCK
+from quickstudy.data.transforms import Transform
+from quickstudy.errors import DataError
+from quickstudy.task import Task, TaskShape
+
+STREAM = 0x7472616E
+"""Sets these draws apart from those of the images, which are numbered by block alone: larger than any block is, for
+NumPy gives ``(seed, STREAM, 0)`` the same generator as ``(seed, STREAM)``."""
+
+
+@dataclass(frozen=True)
+class TransformedTasks(TaskSource):
+    """The tasks of another source, with transformed images, on the device where they are.
+
+    Task ``i`` of a seed always gets the same random numbers, whatever is drawn with it or before. The values agree up
+    to the rounding of sums, which PyTorch may order differently for batches of different sizes.
+
+    Args:
+        source: where the tasks come from; its images are floats in [0, 1].
+        transforms: applied in turn to every image, support and query alike.
+    """
+
+    source: TaskSource
+    transforms: tuple[Transform, ...]
+
+    def to(self, device: torch.device | str) -> TransformedTasks:
+        """Return the same tasks, made and transformed on ``device``."""
+        return replace(self, source=self.source.to(device))
+
+    def tasks(self, shape: TaskShape, start: int, stop: int, *, seed: int) -> Task:
+        """Return tasks ``start .. stop-1``.
+
+        Raises:
+            DataError: the source cannot make such tasks, their examples are not images, or do not suit a transform.
+        """
+        task = self.source.tasks(shape, start, stop, seed=seed)
+        if task.support_x.ndim != 5:
+            raise DataError(
+                "transforms are for images [channels, height, width], and the examples of these tasks have the shape "
+                f"{list(task.support_x.shape[2:])}: leave the transforms out"
+            )
+        support, query = task.support_x.shape[1], task.query_x.shape[1]
+        unit = self._unit(start, stop, seed, support + query).to(task.support_x.device, non_blocking=True)
+        return replace(
+            task,
+            support_x=self._apply(task.support_x, unit[:, :support]),
+            query_x=self._apply(task.query_x, unit[:, support:]),
+        )
+
+    def _unit(self, start: int, stop: int, seed: int, images: int) -> Tensor:
+        """Return the random numbers of some tasks, ``[stop - start, images, numbers]``."""
+        numbers = sum(transform.numbers for transform in self.transforms)
+        blocks = range(start // BLOCK, (stop - 1) // BLOCK + 1)
+        parts = [
+            _block(seed, block, images, numbers)[max(start - block * BLOCK, 0) : stop - block * BLOCK]
+            for block in blocks
+        ]
+        return torch.from_numpy(np.concatenate(parts))
+
+    def _apply(self, images: Tensor, unit: Tensor) -> Tensor:
+        """Transform images ``[B, M, C, H, W]`` by their numbers ``[B, M, numbers]``."""
+        flat = images.flatten(0, 1)
+        shares = unit.flatten(0, 1).split([transform.numbers for transform in self.transforms], dim=1)
+        for transform, share in zip(self.transforms, shares, strict=True):
+            flat = transform(flat, share)
+        return flat.unflatten(0, images.shape[:2])
+
+
+@lru_cache(maxsize=8)
+def _block(seed: int, block: int, images: int, numbers: int) -> np.ndarray:
+    """Return the random numbers of the tasks of one block, ``[BLOCK, images, numbers]`` in [0, 1); never written to."""
+    return generator(seed, STREAM, block).random((BLOCK, images, numbers), dtype=np.float32)
+
+
+def transformed(source: TaskSource, transforms: Sequence[Transform]) -> TaskSource:
+    """Return the source with its images transformed, or the source itself if there are no transforms."""
+    return TransformedTasks(source, tuple(transforms)) if transforms else source
