@@ -8,15 +8,47 @@ the operations are left, in the same order with the same results to the last bit
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from quickstudy.nn.lstm import IMPLEMENTATIONS
+
 Program = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
-_COPIES_OF_NOTHING = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
+aten = torch.ops.aten
+
+_NOTHING = (aten.detach.default, aten.alias.default)
+"""Operations that return their input."""
+
+_RESHAPES = (aten.view.default, aten._unsafe_view.default)
+
+_OFTEN_NOTHING = (
+    *_RESHAPES,
+    *(aten.expand.default, aten.permute.default, aten.transpose.int, aten.slice.Tensor, aten._to_copy.default),
+)
+"""Operations that return what is as good as their input, if it has the same shape, strides and type.
+
+``vmap`` and the derivatives of matrix products are full of them; each takes as long as an addition.
+"""
+
+
+_CALLED_DIRECTLY: dict[Any, Callable[..., Any]] = {
+    **{getattr(aten, name).default: getattr(torch, name) for name in ("bmm", "mm", "relu", "sigmoid", "tanh", "rsqrt")},
+    **{getattr(aten, name).default: getattr(torch, name) for name in ("neg", "cat", "stack")},
+    **{getattr(aten, name).Tensor: getattr(torch, name) for name in ("add", "sub", "mul", "div")},
+    aten.mul.Scalar: torch.mul,
+    **IMPLEMENTATIONS,
+}
+_CALLED_AS_METHODS: dict[Any, str] = {
+    **{getattr(aten, name).default: name for name in ("view", "expand", "permute", "unsqueeze")},
+    **{aten.transpose.int: "transpose", aten.squeeze.dim: "squeeze", aten.select.int: "select"},
+    **{aten.sum.dim_IntList: "sum", aten.mean.dim: "mean"},
+}
+"""What does the same as an operation, called in half the time."""
 
 
 def trace(function: Program, inputs: Sequence[Tensor]) -> Program:
@@ -33,14 +65,44 @@ def trace(function: Program, inputs: Sequence[Tensor]) -> Program:
     """
     module = make_fx(lambda *tensors: function(tensors))(*inputs)
     for node in module.graph.nodes:
-        if node.op == "call_function" and node.target in _COPIES_OF_NOTHING:
-            node.replace_all_uses_with(node.args[0])
+        if node.op == "call_function":
+            _simplify(node)
     module.graph.eliminate_dead_code()
-    module = fx.GraphModule(module, fx_graph_cse(module.graph))
+    graph = fx_graph_cse(module.graph)
+    for node in graph.nodes:
+        if node.target in _CALLED_DIRECTLY:
+            node.target = _CALLED_DIRECTLY[node.target]
+        elif node.target in _CALLED_AS_METHODS:
+            node.op, node.target = "call_method", _CALLED_AS_METHODS[node.target]
+    module = fx.GraphModule(module, graph)
     code = module.forward
+    device = inputs[0].device.type
 
     def program(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(device, enabled=False):  # its casts are in the program already
             return code(*inputs)
 
     return program
+
+
+def _simplify(node: fx.Node) -> None:
+    """Take an operation that does nothing out of the graph; let a view of a view look at the original."""
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node):
+        return
+    same = node.target in _OFTEN_NOTHING and _layout(node) is not None and _layout(node) == _layout(source)
+    once = node.target is aten.mul.Scalar and node.args[1] == 1 and _layout(node) == _layout(source)
+    if node.target in _NOTHING or same or once:
+        node.replace_all_uses_with(source)
+    elif node.target in _RESHAPES and source.target in _RESHAPES and _contiguous(source.args[0]):
+        node.args = (source.args[0], *node.args[1:])
+
+
+def _layout(node: fx.Node) -> tuple | None:
+    meta = node.meta.get("tensor_meta")
+    return None if meta is None else (meta.shape, meta.stride, meta.dtype)
+
+
+def _contiguous(node: Any) -> bool:
+    meta = node.meta.get("tensor_meta")
+    return meta is not None and meta.memory_format == torch.contiguous_format
