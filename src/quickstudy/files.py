@@ -1,16 +1,28 @@
-"""Files that appear whole, or not at all."""
+"""Files that appear whole, or not at all, and where those are that can be made again."""
 
 from __future__ import annotations
 
+import csv
 import errno
+import io
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from quickstudy.errors import FileError
+
+
+def cache_folder() -> Path:
+    """Return the folder of all that can be made or fetched again: ``QUICKSTUDY_CACHE``, or the system's cache."""
+    value = os.environ.get("QUICKSTUDY_CACHE")
+    if value:
+        return Path(value).expanduser()
+    import pooch
+
+    return Path(pooch.os_cache("quickstudy"))
 
 
 def write_file(path: Path, write: Callable[[BinaryIO], object]) -> Path:
@@ -77,3 +89,13 @@ def write_text(path: Path, text: str) -> Path:
         FileError: it cannot be written.
     """
     return write_file(path, lambda file: file.write(text.encode()))
+
+
+def csv_text(rows: Sequence[Mapping[str, object]], *, header: bool = True) -> str:
+    """Return rows as the text of a CSV file; the first one names the columns."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from quickstudy.analysis.figures import PALETTE, QUIET, save
 from quickstudy.engine.recipe import instantiate, parse_recipe
 from quickstudy.engine.run import Run
 from quickstudy.errors import RecipeError
-from quickstudy.files import write_text
+from quickstudy.files import csv_text, write_text
 
 
 def draw_curves(runs: Sequence[Run], path: Path, levels: Mapping[str, float] | None = None) -> Path:
@@ -68,12 +66,8 @@ def write_curves(runs: Sequence[Run], path: Path) -> Path:
         FileError: the file cannot be written.
     """
     rows = [{"recipe": run.name, "planned_updates": _planned(run), **row} for run in runs for row in _rows(run)]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
-    return write_text(path, text.getvalue())
+    short = [{key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()} for row in rows]
+    return write_text(path, csv_text(short))
 
 
 def _rows(run: Run) -> list[dict]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import platform
 import shutil
@@ -16,11 +14,11 @@ from typing import Any
 
 from quickstudy.engine.checkpoint import load_state, load_weights, save_state, save_weights
 from quickstudy.errors import RecipeError, TrainingError
-from quickstudy.files import write_text
+from quickstudy.files import csv_text, write_text
 
 _OWN_FILES = (
     *("run.json", "recipe.yaml", "metrics.csv", "metrics.jsonl", "test.jsonl", "curves.png", "task.png"),
-    *("state-*.pt", "best-*.safetensors", "last-*.safetensors", "tensorboard"),
+    *("state-*.pt", "best-*.safetensors", "last-*.safetensors", "validations", "tensorboard"),
 )
 
 
@@ -34,6 +32,7 @@ class Run:
     ``metrics.csv|.jsonl``   one row a validation and seed
     ``state-<seeds>.pt``     all that is needed to continue (``--resume``)
     ``best-<seed>.safetensors``, ``last-<seed>.safetensors``  weights
+    ``validations/``         weights at every validation, if the recipe says ``validation.keep``
     ``curves.png``           training loss and validation score
     ``test.jsonl``           what ``quickstudy test`` measured
     ======================== =====================================================================
@@ -107,12 +106,26 @@ class Run:
         path = self.state_path(seeds)
         return load_state(path) if path.exists() else None
 
+    @staticmethod
+    def validation(updates: int) -> str:
+        """Name the weights that were kept of the validation after so many updates."""
+        return f"validations/{updates}"
+
+    def validations(self) -> list[int]:
+        """Return the updates after which weights of all seeds were kept at a :meth:`validation`, in order."""
+        folder = self.folder / "validations"
+        kept = [
+            {int(path.stem.split("-")[0]) for path in folder.glob(f"*-{seed}.safetensors")}
+            for seed in self.info["seeds"]
+        ]
+        return sorted(set.intersection(*kept)) if kept else []
+
     def save_weights(self, kind: str, seed: int, tensors: dict[str, Any]) -> None:
-        """Save the ``best`` or ``last`` weights of a seed."""
+        """Save weights of a seed: the ``best``, the ``last``, or those of a :meth:`validation`."""
         save_weights(self.folder / f"{kind}-{seed}.safetensors", tensors)
 
     def load_weights(self, kind: str, seed: int) -> dict[str, Any]:
-        """Load the ``best`` or ``last`` weights of a seed."""
+        """Load weights of a seed: the ``best``, the ``last``, or those of a :meth:`validation`."""
         path = self.folder / f"{kind}-{seed}.safetensors"
         if not path.exists():
             raise TrainingError(
@@ -123,12 +136,17 @@ class Run:
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
         """Write the history of a training as CSV and as JSON lines."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-        self.write_text("metrics.csv", text.getvalue())
+        self.write_text("metrics.csv", csv_text(rows))
         self.write_text("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+    @property
+    def finished(self) -> bool:
+        """Whether every seed has trained for all updates of the recipe."""
+        from quickstudy.engine.recipe import parse_recipe
+
+        planned = parse_recipe(self.recipe_text).train.updates
+        last = {row["seed"]: row["update"] for row in self.metrics()}
+        return all(last.get(seed, 0) >= planned for seed in self.info["seeds"])
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the history of the training."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import io
 import json
 import time
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from quickstudy.engine.run import Run, environment
 from quickstudy.engine.statistics import Estimate, estimate
 from quickstudy.engine.train import build_methods
 from quickstudy.errors import RecipeError
-from quickstudy.files import append_text
+from quickstudy.files import append_text, csv_text
 from quickstudy.methods import Norm
 from quickstudy.task import TaskShape
 
@@ -173,7 +172,10 @@ def test_run(run: Run, wish: Wish, device: str) -> Result:
     return result
 
 
-_OF_NO_INFLUENCE = ("train.batching", "train.chunk", "train.together", "train.trace", "dataset.init_args.root")
+_OF_NO_INFLUENCE = (
+    *("train.batching", "train.chunk", "train.together", "train.trace", "validation.keep"),
+    *("dataset.init_args.root", "method.init_args.compiled"),
+)
 """Settings that change how something is computed, and not what."""
 
 
@@ -205,9 +207,4 @@ def append_measured(path: Path, result: Result) -> None:
     text = path.read_text() if path.exists() else ""
     if text and next(csv.reader([text.splitlines()[0]])) != list(row):
         raise RecipeError(f"{path} has other columns than the results of this version; choose another file")
-    out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(row), lineterminator="\n")
-    if not text:
-        writer.writeheader()
-    writer.writerow(row)
-    append_text(path, out.getvalue())
+    append_text(path, csv_text([row], header=not text))
