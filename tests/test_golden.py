@@ -13,7 +13,7 @@ from quickstudy.data.base import Dataset
 from quickstudy.engine.models import Models, meta_loss
 from quickstudy.engine.recipe import Recipe, Training
 from quickstudy.engine.train import Group
-from quickstudy.methods import MAML, Method, ProtoNet
+from quickstudy.methods import MAML, OPLSTM, MetaLSTM, Method, PlainLSTM, ProtoNet
 from quickstudy.methods.protonet import distances, prototypes
 from quickstudy.nn import MLP, Conv4, replayed
 from quickstudy.task import Support, Task, TaskShape
@@ -231,3 +231,191 @@ def test_protonet_conv(kind: str, distance: str) -> None:
     assert_golden(ours, case[f"{kind}.eval.distance"], relative=1e-9)
     assert_golden((-ours).softmax(-1), case[f"{kind}.eval.prob"], relative=1e-9)
     assert_golden(nn.functional.cross_entropy(-ours, task.query_y), case[f"{kind}.eval.loss"], relative=1e-9)
+
+
+def lstm_names(theirs: str, ours: str, cells: int) -> dict[str, str]:
+    kinds = {"W_ih": "weight_ih", "W_hh": "weight_hh", "b_ih": "bias_ih", "b_hh": "bias_hh"}
+    return {
+        f"{theirs}.cell{i + 1}.{their}": f"{ours}.cells.{i}.{our}" for i in range(cells) for their, our in kinds.items()
+    }
+
+
+def op_lstm(name: str, case: Case, order: int) -> tuple[Method, dict[str, str], int | None]:
+    """The method of a case, the names of its parameters, and the way."""
+    common = {"steps": int(case.get("T", torch.tensor(2))), "order": order}
+    if "gamma0" in case:
+        common["gamma"] = float(case["gamma0"])
+    names = lstm_names("phi_out", "out_lstm", 3) | lstm_names("phi_body", "body_lstm", 3) | {"gamma": "gamma"}
+    if "sine" in name:
+        return OPLSTM(MLP([7, 7, 7]), **common), names | mlp_names(3, False), None
+    if "mlpbn" in name:
+        return OPLSTM(MLP([16, 12, 8, 8], batch_norm=True), **common), names | mlp_names(4, True), 5
+    names = lstm_names("phi", "out_lstm", 3) | {"gamma": "gamma", "H0": "head.weight", "b": "head.bias"}
+    return OPLSTM(nn.Flatten(), hidden=(8, 4, 1), adapts="head", **common), names, 5
+
+
+OP_LSTM = sorted(path.stem for path in FOLDER.glob("*_oplstm_*.npz") if not path.stem.startswith("outer"))
+
+
+@pytest.mark.parametrize("name", OP_LSTM)
+@pytest.mark.parametrize("order", [1, 2])
+def test_op_lstm(name: str, order: int) -> None:
+    case = load(name)
+    method, names, way = op_lstm(name, case, order)
+    task = task_of(case, way=way)
+    build(method, task, case, names)
+    for key in ("support_x", "query_x"):
+        case[key].requires_grad_()
+
+    head = method.adapts == "head"
+    for number, done in enumerate(method.passes(task.support_x, task.support), start=1):
+        for layer, after in enumerate(done.after, start=1):
+            assert_golden(after.matrix, case[f"H.pass{number}" if head else f"W{layer}.pass{number}"])
+            assert_golden(done.signals[layer - 1], case[f"h.pass{number}" if head else f"h{layer}.pass{number}"])
+            if not head:
+                assert_golden(done.activations[layer], case[f"act{layer}.pass{number}"])
+
+    prediction = method.predict(method.adapt(task.support), task.query_x)
+    assert_golden(prediction, case["query_logits" if head else "query_pred"])
+    loss = method.loss(task)
+    assert_golden(loss, case["query_loss"])
+    loss.backward()
+    gradients = {key: torch.zeros_like(p) if p.grad is None else p.grad for key, p in method.named_parameters()}
+    for theirs, ours in names.items():  # the weights of a first step from zeros may be unused: stored as zeros
+        if f"grad{order}.{theirs}" in case:
+            assert_golden(gradients[ours], case[f"grad{order}.{theirs}"])
+    for key in ("support_x", "query_x"):
+        if f"grad{order}.{key}" in case:
+            assert_golden(case[key].grad, case[f"grad{order}.{key}"])
+
+
+def test_op_lstm_outer_loop() -> None:
+    case = load("outer_oplstm_sine")
+    tasks = [task_of(case, f"task{i}.") for i in range(1, 5)]
+    method, names, _ = op_lstm("sine", case, 2)
+    build(method, tasks[0], case, names)
+    size, rate = int(case["meta_batch_size"]), float(case["meta_lr"])
+    training = Training(TaskShape(None, 5, 10), size, 2, "sum", precision="float64")
+    recipe = Recipe(Fixed(tasks[0]), method, training, optimizer=lambda p: torch.optim.Adam(p, lr=rate, foreach=False))
+    group = Group(recipe, [0], [method], "cpu")
+    for update in (1, 2):
+        pair = tasks[size * (update - 1) : size * update]
+        batch = Task(*(torch.stack(parts) for parts in zip(*(task.tensors for task in pair))))
+        for chunk, traced in ((0, False), (1, False), (2, False), (2, True)):
+            gradients, _ = group.gradients(batch, chunk, traced)
+            mine = dict(zip(group.models.trained, gradients))
+            for theirs, ours in names.items():
+                assert_golden(mine[ours], case[f"grad.update{update}.{theirs}"])
+        for parameter, gradient in zip(group.models.trained.values(), gradients):
+            parameter.grad = gradient
+        group.optimizer.step()
+        for theirs, ours in names.items():
+            assert_golden(group.models.parameters[ours], case[f"param_after.update{update}.{theirs}"])
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("plain_lstm_*.npz")))
+def test_plain_lstm(name: str) -> None:
+    case, steps = load(name), int(load(name)["T"])
+    way = None if "sine" in name else 5
+    sizes = [12, 10, 8] if "cls" in name else [6, 6]
+    method = PlainLSTM(
+        nn.Flatten(),
+        hidden=sizes,
+        steps=steps,
+        reading="sequential" if "sequential" in name else "batch",
+        first_labels=False if "zerosupp" in name else None,
+    )
+    names = lstm_names("lstm", "lstm", len(sizes)) | {"head.W": "head.weight", "head.b": "head.bias"}
+    task = task_of(case, way=way)
+    build(method, task, case, names)
+    for key in ("support_x", "query_x"):
+        case[key].requires_grad_()
+
+    for step in range(1, steps + 1):
+        method.steps = step
+        for layer, hidden in enumerate(method.adapt(task.support).hidden, start=1):
+            if method.reading == "batch":
+                assert_golden(hidden[0], case[f"h_avg.layer{layer}.pass{step}"])
+            elif step == steps:
+                assert_golden(hidden[0], case[f"task_h.layer{layer}"].flatten())
+
+    assert_golden(
+        method.predict(method.adapt(task.support), task.query_x),
+        case["query_logits" if "query_logits" in case else "query_pred"],
+    )
+    loss = method.loss(task)
+    assert_golden(loss, case["query_loss"])
+    loss.backward()
+    gradients = {key: p.grad for key, p in method.named_parameters()}
+    for theirs, ours in names.items():
+        assert_golden(gradients[ours], case[f"grad.{theirs}"])
+    for key in ("support_x", "query_x"):
+        if f"grad.{key}" in case:
+            assert_golden(case[key].grad, case[f"grad.{key}"])
+
+
+def meta_lstm_names(case: Case) -> dict[str, str]:
+    """Golden name of each piece of the flat vector -> ours, in golden order."""
+    names = {}
+    for key in sorted(key for key in case if key.startswith("theta_shapes.")):
+        part, kind = key.split(".")[2:]
+        ours = "head" if part == "linear" else f"backbone.{part[:-1].replace('bn', 'norm')}s.{int(part[-1]) - 1}"
+        names[key] = f"{ours}.{kind}"
+    return names
+
+
+def test_meta_lstm() -> None:
+    case = load("metalstm_T3")
+    task = task_of(case, way=3)
+    assert case["batch_size"] == len(task.support_x)
+    method = MetaLSTM(
+        Conv4(channels=4, eps=float(case["bn_eps"])), steps=int(case["n_epochs"]), momentum=float(case["bn_momentum"])
+    )
+    method.build(task.map(lambda t: t.float() if t.is_floating_point() else t)).double()
+    names = meta_lstm_names(case)
+    shapes = {names[key]: tuple(case[key].tolist()) for key in names}
+    gates = ("W_F", "W_I", "b_F", "b_I")
+    lstm = {f"lstm.cells.0.{kind}_{of}": f"lstm.{kind}_{of}" for kind in ("weight", "bias") for of in ("ih", "hh")}
+    parts = case["meta.c_I"].flatten().split([torch.Size(shape).numel() for shape in shapes.values()])
+    state = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts)}
+    state |= {name: case[f"meta.{name}"].reshape(getattr(method, name).shape) for name in gates}
+    state |= {ours: case[f"meta.{theirs}"] for ours, theirs in lstm.items()}
+    method.load_state_dict(state)
+    places = method.unflatten(torch.arange(len(case["meta.c_I"])))
+    order = torch.cat([places[name].flatten() for name in shapes])  # golden place -> ours
+
+    steps = list(method.inner_steps(task.support))
+    assert len(steps) == len(case["steps.theta"])
+    for number, step in enumerate(steps):
+        assert_golden(step.gradient[order], case["steps.grad"][number], relative=1e-8)
+        assert_golden(step.inputs[:2, 0], case["steps.prep_loss"][number], relative=1e-8)
+        assert_golden(step.gates[0, order], case["steps.f_preact"][number], relative=1e-8)
+        assert_golden(step.gates[1, order], case["steps.i_preact"][number], relative=1e-8)
+        assert_golden(step.weights[order], case["steps.theta"][number], relative=1e-8)
+    assert_golden(steps[0].inputs[2:, order].T, case["steps.prep_grad_first"], relative=1e-8)
+    for name, ours in zip("hc", steps[-1].cells[0]):
+        assert_golden(ours[:, order[::20]].T, case[f"last.{name}"], relative=1e-8)
+
+    logits = method.predict(method.adapt(task.support), task.query_x)
+    assert_golden(logits, case["train.logits.query"], relative=1e-8)
+    loss = method.loss(task)
+    assert_golden(loss, case["train.loss.query"], relative=1e-8)
+    loss.backward()
+    gradients = {name: p.grad for name, p in method.named_parameters()}
+    for ours, theirs in lstm.items():
+        assert_golden(gradients[ours], case[f"metagrad.{theirs}"], relative=1e-8)
+    for name in gates:
+        assert_golden(gradients[name], case[f"metagrad.{name}"].reshape(gradients[name].shape), relative=1e-8)
+    of_learner = torch.cat([gradients[name].flatten() for name in shapes])
+    assert_golden(of_learner, case["metagrad.c_I"].flatten(), relative=1e-8)
+    norm = torch.cat([gradient.flatten() for gradient in gradients.values()]).norm()
+    assert_golden(norm, case["metagrad_global_norm"], relative=1e-8)
+
+    method.eval()
+    adapted = method.adapt(task.support)
+    for place, name in enumerate(("mean", "var")):
+        running = torch.stack([statistics[place] for statistics in adapted.statistics])
+        assert_golden(running, case[f"bn_running_{name}_after_support"], relative=1e-8)
+    logits = method.predict(adapted, task.query_x)
+    assert_golden(logits, case["eval.logits.query"], relative=1e-8)
+    assert_golden(nn.functional.cross_entropy(logits, task.query_y), case["eval.loss.query"], relative=1e-8)

@@ -27,17 +27,22 @@ from torch._C._functorch import TransformType, get_interpreter_stack
 from quickstudy.errors import BackboneError
 
 Statistics = list[tuple[Tensor, Tensor]]
-"""Mean and biased variance, each ``[channels]``, of every batch norm of a network in the order of its forward pass."""
+"""Mean and variance, each ``[channels]``, of every batch norm of a network in the order of its forward pass."""
 
-_recording: ContextVar[Statistics | None] = ContextVar("recording", default=None)
+_recording: ContextVar[tuple[Statistics, bool] | None] = ContextVar("recording", default=None)
 _replaying: ContextVar[Iterator[tuple[Tensor, Tensor]] | None] = ContextVar("replaying", default=None)
 
 
 @contextmanager
-def recorded() -> Iterator[Statistics]:
-    """Collect the statistics of every :class:`BatchNorm` that runs inside."""
+def recorded(*, unbiased: bool = False) -> Iterator[Statistics]:
+    """Collect the statistics of every :class:`BatchNorm` that runs inside.
+
+    Args:
+        unbiased: collect not the variance that normalises (the mean square deviation of ``n`` values), but
+            ``n / (n - 1)`` times it, of which PyTorch makes its running statistics.
+    """
     statistics: Statistics = []
-    token = _recording.set(statistics)
+    token = _recording.set((statistics, unbiased))
     try:
         yield statistics
     finally:
@@ -86,7 +91,9 @@ class BatchNorm(nn.Module):
             return F.batch_norm(x.contiguous(), None, None, self.weight, self.bias, True, 0.0, self.eps)
         y, _, mean, scale = _Normalise.apply(x, weight, bias, self.eps)
         if taken is not None:
-            taken.append((mean.flatten(), scale.flatten() ** -2 - self.eps))
+            statistics, unbiased = taken
+            variance, count = scale.flatten() ** -2 - self.eps, x.numel() // x.shape[1]
+            statistics.append((mean.flatten(), variance * (count / (count - 1)) if unbiased else variance))
         return y
 
     def extra_repr(self) -> str:
