@@ -67,18 +67,18 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return own, settings
 
 
-def seed_list(seeds: str) -> list[int]:
-    """Read seeds such as ``0,1,2``.
+def numbers_of(text: str, option: str) -> list[int]:
+    """Read numbers such as ``0,1,2``.
 
     Raises:
         RecipeError: they are not whole numbers.
     """
     try:
-        numbers = [int(part) for part in seeds.split(",")]
+        numbers = [int(part) for part in text.split(",")]
     except ValueError:
         numbers = []
     if not numbers or min(numbers) < 0:
-        raise RecipeError(f"--seeds takes whole numbers with commas between them, such as 0,1,2; got {seeds!r}")
+        raise RecipeError(f"{option} takes whole numbers with commas between them, such as 0,1,2; got {text!r}")
     return numbers
 
 

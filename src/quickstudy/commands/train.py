@@ -6,7 +6,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from quickstudy.commands import pick_device, seed_list
+from quickstudy.commands import numbers_of, pick_device
 
 
 def train(
@@ -52,7 +52,7 @@ def train(
     parsed = engine.parse_recipe(text, settings)
     folder = out or folder
     if seeds is not None:
-        numbers = seed_list(seeds)
+        numbers = numbers_of(seeds, "--seeds")
     made = engine.instantiate(parsed)
     console = Console()
     boards = [Board(folder)] if find_spec("tensorboard") else []

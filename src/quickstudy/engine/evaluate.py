@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from quickstudy.data.base import TaskSource
-from quickstudy.engine.models import Models, fastest_chunk, scores
+from quickstudy.engine.models import Models, TaskFunction, fastest_chunk, scores
 from quickstudy.task import Task, TaskShape
 
 DRAWN_AT_ONCE = 50
@@ -46,6 +46,7 @@ def evaluate(
     chunk: int | None = None,
     cast: Callable[[Task], Task] = lambda task: task,
     traced: bool = False,
+    measure: TaskFunction = scores,
     progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[Tensor, int]:
     """Score the models on tasks ``first .. first+tasks-1`` of each of their seeds.
@@ -59,11 +60,13 @@ def evaluate(
         first: number of the first.
         chunk: tasks at a time under vmap (``LOOP``: none); by timing if ``None``.
         traced: run as a flat program, traced once: worth it when the same models are evaluated again and again.
+        measure: what to compute of each task, by default its query loss and its score.
         cast: applied to every batch, such as a change of precision.
         progress: called with the number of tasks done.
 
     Returns:
-        Query loss and score of every task, ``[seeds, tasks, 2]`` (float64, on the CPU), and the chunk size used.
+        The measure of every task, ``[seeds, tasks, ...]`` (float64, on the CPU; by default the query loss and the
+        score, ``[seeds, tasks, 2]``), and the chunk size used.
     """
     training = models.method.training
     models.method.eval()
@@ -74,9 +77,9 @@ def evaluate(
                 stop = min(start + DRAWN_AT_ONCE, first + tasks)
                 batch = cast(draw(source, shape, start, stop, seeds))
                 if chunk is None:
-                    chunk = _fastest(models, batch)
+                    chunk = _fastest(models, batch, measure)
                 seed_randomness(str(batch.support_x.device), seeds[0], start)
-                parts = list(models.run(scores, batch, chunk, traced=traced))
+                parts = list(models.run(measure, batch, chunk, traced=traced))
                 results.append(torch.cat(parts, dim=1 if models.stacked else 0).double().cpu())
                 progress(stop - first)
     finally:
@@ -85,7 +88,7 @@ def evaluate(
     return torch.cat([r if models.stacked else r[None] for r in results], dim=1), chunk
 
 
-def _fastest(models: Models, batch: Task) -> int:
+def _fastest(models: Models, batch: Task, measure: TaskFunction) -> int:
     trial = batch.map(lambda tensor: tensor[:, :16] if models.stacked else tensor[:16])
     tasks = trial.support_x.shape[int(models.stacked)]
-    return fastest_chunk(lambda size: list(models.run(scores, trial, size)), tasks, loop=not models.stacked)
+    return fastest_chunk(lambda size: list(models.run(measure, trial, size)), tasks, loop=not models.stacked)

@@ -165,13 +165,16 @@ class Models:
         def one(tensors: dict[str, Tensor], *task: Tensor) -> Tensor:
             return functional_call(self._bound, tensors, (function, Task(*task, way=way)))
 
-        mapped: Callable[..., Tensor] = one
-        if chunk != LOOP:
-            weights = {name: 0 if own_weights and i < len(self.trained) else None for i, name in enumerate(names)}
-            mapped = vmap(one, in_dims=(weights, 0, 0, 0, 0), randomness="different")
-            if self.stacked:
-                mapped = vmap(mapped, randomness="different")
-        return mapped(dict(zip(names, inputs)), *inputs[len(names) :])
+        tensors, tasks = dict(zip(names, inputs)), inputs[len(names) :]
+        if chunk == LOOP:
+            return one(tensors, *tasks)
+        if self.stacked and tasks[0].shape[1] == 1 and not own_weights:  # one level of vmap is enough
+            return vmap(one, randomness="different")(tensors, *(tensor.squeeze(1) for tensor in tasks)).unsqueeze(1)
+        weights = {name: 0 if own_weights and i < len(self.trained) else None for i, name in enumerate(names)}
+        mapped = vmap(one, in_dims=(weights, 0, 0, 0, 0), randomness="different")
+        if self.stacked:
+            mapped = vmap(mapped, randomness="different")
+        return mapped(tensors, *tasks)
 
     def _pieces(self, batch: Task, chunk: int) -> Iterator[Task]:
         """Cut a batch into chunks along its axis of tasks."""

@@ -84,11 +84,13 @@ class Validation:
         every: updates from one to the next.
         tasks: tasks of one validation, drawn afresh each time.
         task: their size; that of the test if not given.
+        keep: keep the weights of every validation, for studies of how the learner changes.
     """
 
     every: int = 1000
     tasks: int = 600
     task: TaskShape | None = None
+    keep: bool = False
 
     def __post_init__(self) -> None:
         if self.every < 1 or self.tasks < 1:
@@ -218,8 +220,11 @@ def dump_recipe(settings: Namespace) -> str:
 
 
 def differences(old: Namespace, new: Namespace) -> dict[str, tuple[Any, Any]]:
-    """Return the settings that two parsed recipes do not share, each with its old and its new value."""
-    keys = dict.fromkeys([*old.keys(), *new.keys()])
+    """Return the settings that two parsed recipes do not share, each with its old and its new value.
+
+    What they name as published is no setting.
+    """
+    keys = [key for key in dict.fromkeys([*old.keys(), *new.keys()]) if key != "published"]
     return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
 
 

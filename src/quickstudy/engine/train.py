@@ -334,6 +334,9 @@ def train_group(
 
     def validate() -> None:
         rows = group.validate()
+        if group.recipe.validation.keep:
+            for i, seed in enumerate(group.seeds):
+                run.save_weights(run.validation(group.updates), seed, group.models.state(i))
         save()  # first: what a listener writes (curves, for instance) is of no use without the weights
         listener.validated(rows, group.best_scores)
 
