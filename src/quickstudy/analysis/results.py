@@ -42,10 +42,15 @@ def published_of(recipe: str) -> list[Score]:
     known = {row["id"]: row for row in _table("published.csv")}
     identifiers = yaml.safe_load(recipe_text(recipe)).get("published", [])
     return [
-        Score(row["value"], row["interval"], identifier.rsplit("/", 1)[1])
+        Score(row["value"], row["interval"], _source(row, identifier))
         for identifier in identifiers
         if (row := known.get(identifier))
     ]
+
+
+def _source(row: dict[str, str], identifier: str) -> str:
+    source = identifier.rsplit("/", 1)[1]
+    return source if row["tested_on"] == row["dataset"] else f"{source}, on {row['tested_on']}"
 
 
 def measured_of(recipe: str) -> Score | None:
