@@ -15,6 +15,8 @@ COMMANDS = {
     "data list": ("quickstudy.commands.data:list_datasets", "list the datasets: where they are and how to get them"),
     "data get": ("quickstudy.commands.data:get", "download a dataset"),
     "data show": ("quickstudy.commands.data:show", "draw a contact sheet of a dataset as PNG"),
+    "study permutation": ("quickstudy.commands.study:permutation", "does the order of the support set matter?"),
+    "study learned-updates": ("quickstudy.commands.study:learned_updates", "what has OP-LSTM learned to do?"),
     "demo": ("quickstudy.commands.demo:demo", "from nothing to a tested few-shot model in under three minutes"),
 }
 

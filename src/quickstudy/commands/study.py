@@ -1,0 +1,95 @@
+"""``quickstudy study``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from quickstudy.commands import numbers_of, pick_device
+
+
+def permutation(
+    problem: Literal["sine", "omniglot"],
+    shots: str | None = None,
+    seeds: str = "0,1,2",
+    out: Path | None = None,
+    tasks: int = 200,
+    orders: int = 20,
+    device: str = "auto",
+    *,
+    settings: list[str],
+) -> None:
+    """Does the order of the support set matter? A plain LSTM that reads it as a batch, against one example at a time.
+
+    Each number of shots is trained separately, as in Huisman et al. (2023), or taken from runs/ if it was trained
+    before; then each model is tested with the support sets of the same tasks in random orders.
+    Any setting of the recipes is overridden by --SECTION.KEY VALUE, such as --train.updates 1000; the runs are then
+    kept beside the results.
+
+    Args:
+        problem: sine or omniglot.
+        shots: with commas between them; those of the paper if not given: 5,10,20,30,40,50, and 1,3,5,8,10.
+        seeds: of each training.
+        out: folder of the table and the figures; results/studies/permutation-PROBLEM if not given.
+        tasks: test tasks of each seed whose support sets are permuted.
+        orders: random orders of each.
+        device: cpu, cuda, cuda:1, mps; auto is a GPU if there is one.
+        settings: overrides in command-line form.
+    """
+    from rich.console import Console
+
+    from quickstudy.analysis.order import SHOTS, draw_order, draw_validations, study_order
+    from quickstudy.commands.train import train
+    from quickstudy.engine.run import Run
+    from quickstudy.engine.testing import Result, Wish, test_run
+    from quickstudy.files import csv_text, write_text
+
+    console = Console()
+    where = pick_device(device)
+    folder = out or Path("results/studies") / f"permutation-{problem}"
+
+    def run_of(name: str) -> Run:
+        run = Run((folder if settings else Path()) / "runs" / name)
+        if not run.exists() or not run.finished:
+            train(name, seeds, device, run.folder, resume=run.exists(), settings=settings)
+        return run
+
+    def test(run: Run) -> Result:
+        result = test_run(run, Wish(), where)
+        console.print(result.text(), soft_wrap=True, highlight=False)
+        return result
+
+    wanted = SHOTS[problem] if shots is None else numbers_of(shots, "--shots")
+    rows, runs = study_order(problem, wanted, run_of, test, tasks, orders)
+    console.print(write_text(folder / "scores.csv", csv_text(rows)))
+    console.print(draw_order(rows, folder / "scores.png", f"{problem}: a plain LSTM, batch against sequential reading"))
+    console.print(draw_validations(runs, folder / "validations.png", str(rows[0]["metric"])))
+
+
+def learned_updates(run: Path, tasks: int | None = None, out: Path | None = None, device: str = "auto") -> None:
+    """What has OP-LSTM learned? Its updates beside gradient descent, its last matrix beside prototypes.
+
+    For every validation of a run that was trained with validation.keep: cosine and Euclidean distance for each pass
+    and for all together, layer by layer, as in Huisman et al. (2023).
+
+    Args:
+        run: folder of a run of OP-LSTM.
+        tasks: validation tasks of each seed; as many as were validated on if not given.
+        out: folder of the table and the figure; results/studies/learned-updates-RECIPE if not given.
+        device: cpu, cuda, cuda:1, mps; auto is a GPU if there is one.
+    """
+    from rich.console import Console
+
+    from quickstudy.analysis.updates import draw_learned_updates
+    from quickstudy.analysis.updates import learned_updates as compare
+    from quickstudy.engine.run import Run
+    from quickstudy.files import csv_text, write_text
+
+    console = Console()
+    opened = Run.open(run)
+    folder = out or Path("results/studies") / f"learned-updates-{opened.name.replace('/', '-')}"
+    with console.status("") as status:
+        rows = compare(opened, tasks, pick_device(device), status.update)
+    short = [{key: f"{value:.5g}" if isinstance(value, float) else value for key, value in row.items()} for row in rows]
+    console.print(write_text(folder / "updates.csv", csv_text(short)))
+    console.print(draw_learned_updates(rows, folder / "updates.png", opened.name))
