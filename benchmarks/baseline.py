@@ -46,12 +46,12 @@ def mlp_norm(weights: Weights, x: Tensor) -> Tensor:
     return F.linear(x, weights[-2], weights[-1]) if len(weights) % 4 else x
 
 
-def conv4(weights: Weights, x: Tensor) -> Tensor:
+def conv4(weights: Weights, x: Tensor, eps: float = 1e-5) -> Tensor:
     """Blocks of convolution, batch norm, ReLU and max-pooling; then a linear head if there is one."""
     layers = len(weights) // 4
     for i in range(layers):
         weight, bias, scale, shift = weights[4 * i : 4 * i + 4]
-        x = F.batch_norm(F.conv2d(x, weight, bias, padding=1), None, None, scale, shift, training=True)
+        x = F.batch_norm(F.conv2d(x, weight, bias, padding=1), None, None, scale, shift, training=True, eps=eps)
         x = F.max_pool2d(F.relu(x), 2)
     x = x.flatten(1)
     return F.linear(x, weights[-2], weights[-1]) if len(weights) % 4 else x
@@ -105,6 +105,153 @@ class ProtoNet:
         return F.cross_entropy(-distances, query_y)
 
 
+@dataclass
+class OPLSTM:
+    """The meta-loss of OP-LSTM for one task, second order.
+
+    The weights are those of the network layer by layer, then four tensors for each cell of the LSTM of the last layer
+    and of that of the others, then gamma if there is one.
+    """
+
+    steps: int
+    cells: int
+    norm: bool
+    gamma: bool = False
+    regression: bool = False
+
+    def __call__(self, weights: Weights, task: Example) -> Tensor:
+        support_x, support_y, query_x, query_y = task
+        own = len(weights) - 8 * self.cells - self.gamma
+        of_out, of_body = weights[own : own + 4 * self.cells], weights[own + 4 * self.cells : own + 8 * self.cells]
+        wide = 4 if self.norm else 2
+        layers = [list(weights[:own][i : i + wide]) for i in range(0, own, wide)]
+        states: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        target = support_y if self.regression else F.one_hot(support_y, len(layers[-1][1])).to(weights[0].dtype)
+        inputs = support_x.flatten(1)
+        for _ in range(self.steps):
+            activations, scales = [inputs], []
+            x = inputs
+            for weight, bias, *norm in layers[:-1]:
+                linear = F.linear(x, weight, bias)
+                if norm:
+                    x = F.relu(F.batch_norm(linear, None, None, *norm, training=True))
+                    deviation = ((linear - linear.mean(0)) ** 2).sum(0)
+                    scales.append(norm[0] / torch.sqrt(deviation + 1e-7))
+                else:
+                    linear = x = F.relu(linear)
+                    scales.append(torch.ones_like(bias))
+                activations.append(linear)
+            activations.append(F.linear(x, layers[-1][0], layers[-1][1]))
+            scales.append(torch.ones_like(layers[-1][1]))
+            pair = torch.stack([target.flatten(), activations[-1].flatten()], 1)
+            signal = self._lstm(of_out, pair, states, len(layers) - 1).view_as(activations[-1])
+            signals = [signal]
+            for number in reversed(range(len(layers) - 1)):
+                message = signals[0] @ layers[number + 1][0]
+                pair = torch.stack([activations[number + 1].flatten(), message.flatten()], 1)
+                signals.insert(0, self._lstm(of_body, pair, states, number).view_as(message))
+            updates = [
+                (signal * scale).t() @ activation / len(inputs)
+                for signal, scale, activation in zip(signals, scales, activations)
+            ]
+            if self.gamma:
+                norm = torch.sqrt(sum((update**2).sum() for update in updates))
+                updates = [weights[-1] * update / norm for update in updates]
+            layers = [[layer[0] + update, *layer[1:]] for layer, update in zip(layers, updates)]
+        network, criterion = mlp_norm if self.norm else mlp, F.mse_loss if self.regression else F.cross_entropy
+        return criterion(network([tensor for layer in layers for tensor in layer], query_x), query_y)
+
+    def _lstm(self, weights: Weights, x: Tensor, states: dict[int, list[tuple[Tensor, Tensor]]], layer: int) -> Tensor:
+        new = []
+        for number in range(self.cells):
+            own = weights[4 * number : 4 * number + 4]
+            zeros = x.new_zeros(len(x), own[1].shape[1])
+            state = states[layer][number] if layer in states else (zeros, zeros)
+            new.append(torch.lstm_cell(x, state, *own))
+            x = new[-1][0]
+        states[layer] = new
+        return x
+
+
+@dataclass
+class PlainLSTM:
+    """The meta-loss of a plain LSTM for one task; weights: four tensors a cell, then a linear head."""
+
+    steps: int
+    sequential: bool
+    regression: bool = False
+
+    def __call__(self, weights: Weights, task: Example) -> Tensor:
+        support_x, support_y, query_x, query_y = task
+        outputs = len(weights[-1])
+        target = support_y if self.regression else F.one_hot(support_y, outputs).to(weights[0].dtype)
+        examples = support_x.flatten(1)
+        labelled = torch.cat([examples, target], 1)
+        unlabelled = torch.cat([examples, torch.zeros_like(target)], 1)
+        rows = 1 if self.sequential else len(examples)
+        state = [(examples.new_zeros(rows, w.shape[1]),) * 2 for w in weights[1:-2:4]]
+        for step in range(self.steps):
+            if self.sequential:
+                for row in labelled.split(1):
+                    state = self._step(weights, row, state)
+            else:
+                state = self._step(weights, labelled if step or not self.regression else unlabelled, state)
+                state = [(h.mean(0, keepdim=True).expand_as(h), c) for h, c in state]
+        queries = query_x.flatten(1)
+        queries = torch.cat([queries, queries.new_zeros(len(queries), outputs)], 1)
+        fresh = [(h[:1].expand(len(queries), -1), c.new_zeros(len(queries), c.shape[1])) for h, c in state]
+        prediction = F.linear(self._step(weights, queries, fresh)[-1][0], weights[-2], weights[-1])
+        return (F.mse_loss if self.regression else F.cross_entropy)(prediction, query_y)
+
+    def _step(self, weights: Weights, x: Tensor, state: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+        new = []
+        for number, own in enumerate(state):
+            new.append(torch.lstm_cell(x, own, *weights[4 * number : 4 * number + 4]))
+            x = new[-1][0]
+        return new
+
+
+@dataclass
+class MetaLSTM:
+    """The meta-loss of the LSTM meta-learner for one task; weights: network, LSTM cell, then W_F, W_I, b_F, b_I."""
+
+    network: Network
+    steps: int
+
+    def __call__(self, weights: Weights, task: Example) -> Tensor:
+        support_x, support_y, query_x, query_y = task
+        learner, cell, (w_f, w_i, b_f, b_i) = weights[:-8], weights[-8:-4], weights[-4:]
+        shapes = [weight.shape for weight in learner]
+        theta = torch.cat([weight.flatten() for weight in learner])[:, None]
+        h = c = theta.new_zeros(len(theta), cell[1].shape[1])
+        f = i = torch.zeros_like(theta)
+        for _ in range(self.steps):
+            current = self._parts(theta.detach(), shapes)
+            for weight in current:
+                weight.requires_grad_()
+            loss = F.cross_entropy(self.network(current, support_x), support_y)
+            gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, current)])[:, None] / len(support_x)
+            inputs = torch.cat(
+                [self._prepare(loss.detach().view(1, 1)).expand(len(theta), 2), self._prepare(gradient)], 1
+            )
+            h, c = torch.lstm_cell(inputs, (h, c), *cell)
+            f = torch.cat([h, theta, f], 1) @ w_f[:, None] + b_f
+            i = torch.cat([h, theta, i], 1) @ w_i[:, None] + b_i
+            theta = torch.sigmoid(f) * theta - torch.sigmoid(i) * gradient
+        return F.cross_entropy(self.network(self._parts(theta, shapes), query_x), query_y)
+
+    @staticmethod
+    def _parts(theta: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+        parts = theta.flatten().split([shape.numel() for shape in shapes])
+        return [part.view(shape) for part, shape in zip(parts, shapes)]
+
+    @staticmethod
+    def _prepare(x: Tensor) -> Tensor:
+        large = x.abs() >= np.exp(-10)
+        logarithm = torch.where(large, torch.log(x.abs() + 1e-8) / 10, -1.0)
+        return torch.cat([logarithm, torch.where(large, x.sign(), x * np.exp(10))], 1)
+
+
 # ---------------------------------------------------------------------------------------------- the loop
 
 
@@ -119,6 +266,7 @@ class Loop:
         meta_batch: tasks of an update.
         lr: of Adam.
         mean: average the task losses of a meta-batch, not sum them.
+        clip_norm: bound on the norm of the whole meta-gradient.
         clip_each_task: bound on the running sum of the meta-gradient, applied after every task.
         one_backward: one backward pass over all losses of a meta-batch; needs the memory of all tasks at once.
     """
@@ -129,6 +277,7 @@ class Loop:
     meta_batch: int
     lr: float
     mean: bool = False
+    clip_norm: float | None = None
     clip_each_task: float | None = None
     one_backward: bool = False
 
@@ -154,6 +303,8 @@ class Loop:
         """Do one update."""
         self.optimizer.zero_grad()
         self.backward(self.draw)
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.weights, self.clip_norm)
         self.optimizer.step()
 
 

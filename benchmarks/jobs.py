@@ -7,7 +7,7 @@ import random
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import baseline
 import torch
@@ -18,7 +18,7 @@ from quickstudy.data import Glyphs, ImageClasses, Omniglot
 from quickstudy.engine.recipe import Recipe, instantiate, parse_recipe, recipe_text
 from quickstudy.engine.train import Group, build_methods
 from quickstudy.errors import DataError
-from quickstudy.methods import MAML, ProtoNet
+from quickstudy.methods import MAML, OPLSTM, MetaLSTM, PlainLSTM, ProtoNet
 
 SEED = 0
 
@@ -32,6 +32,7 @@ class Job:
         network: the baseline's network.
         recipe: the recipe whose setting is run.
         overrides: changes to the recipe, in command-line form.
+        seeds: models that ours trains as one job; the loop trains one, for in turn they take as long a task.
         target: tasks per second that this project has promised (on the machine of ``README.md``).
     """
 
@@ -39,9 +40,12 @@ class Job:
     network: baseline.Network
     recipe: str
     overrides: tuple[str, ...] = ()
+    seeds: int = 1
     target: float | None = None
 
 
+_COMPILED = ("--method.compiled=true",)
+_META_LSTM = ("--dataset=quickstudy.data.Omniglot", "--train.task.queries=15")
 _FINN = (
     "--method.backbone.init_args.widths=[40,40]",
     "--method.steps=1",
@@ -74,6 +78,38 @@ JOBS = (
     Job("conv-4 28x28, MAML 5 steps, 4 tasks, 2nd order", baseline.conv4, "omniglot/maml-conv4-5w1s", _CONV_MAML),
     Job("conv-4 28x28, MAML 5 steps, 4 tasks, 1st order", baseline.conv4, "omniglot/fomaml-conv4-5w1s", _CONV_MAML),
     Job("conv-4 28x28, ProtoNet, 4 tasks", baseline.conv4, "omniglot/protonet-conv4-5w1s", _CONV_PROTONET),
+    Job("sine 91-91-91, OP-LSTM 9 passes, 1 task", baseline.mlp, "sine/op-lstm-5shot"),
+    Job("sine 91-91-91, OP-LSTM 9 passes, 1 task, 3 seeds", baseline.mlp, "sine/op-lstm-5shot", seeds=3),
+    Job(
+        "sine 91-91-91, OP-LSTM 9 passes, 1 task, 3 seeds, compiled",
+        baseline.mlp,
+        "sine/op-lstm-5shot",
+        _COMPILED,
+        seeds=3,
+        target=7 * 16.7,
+    ),
+    Job("Omniglot MLP, OP-LSTM 1 pass, 4 tasks", baseline.mlp_norm, "omniglot/op-lstm-mlp-5w1s"),
+    Job(
+        "Omniglot MLP, OP-LSTM 1 pass, 4 tasks, compiled",
+        baseline.mlp_norm,
+        "omniglot/op-lstm-mlp-5w1s",
+        _COMPILED,
+        target=4 * 84,
+    ),
+    Job("sine, plain LSTM 40-40, batch reading, 4 tasks", baseline.mlp, "sine/lstm-batch-5shot"),
+    Job("sine, plain LSTM 40-40, sequential reading, 4 tasks", baseline.mlp, "sine/lstm-sequential-5shot"),
+    Job(
+        "Omniglot, plain LSTM of 13.5 M, batch reading, 12 tasks",
+        baseline.mlp,
+        "omniglot/lstm-batch-mlp-5w1s",
+        target=4 * 2.9,
+    ),
+    Job(
+        "Omniglot, plain LSTM of 13.5 M, sequential reading, 12 tasks",
+        baseline.mlp,
+        "omniglot/lstm-sequential-mlp-order-5w1s",
+    ),
+    Job("conv-4-32 28x28, Meta-LSTM 12 steps, 1 task", baseline.conv4, "miniimagenet/meta-lstm-conv4-5w1s", _META_LSTM),
 )
 
 
@@ -102,7 +138,7 @@ def images_from() -> str:
 # ---------------------------------------------------------------------------------------------- ours
 
 
-def group(job: Job, *, trace: bool = True, precision: str = "float32") -> Group:
+def group(job: Job, *, trace: bool = True, precision: str = "float32", seeds: int = 1) -> Group:
     """Return the library's training of a job, ready for its first update."""
     overrides = [*job.overrides, f"--train.trace={str(trace).lower()}", f"--train.precision={precision}"]
     if not job.recipe.startswith("sine/") and images_from() == "glyphs":
@@ -112,7 +148,8 @@ def group(job: Job, *, trace: bool = True, precision: str = "float32") -> Group:
     def make() -> Recipe:
         return instantiate(settings)
 
-    return Group(make(), [SEED], build_methods(make, [SEED]), "cpu")
+    numbers = [SEED + i for i in range(seeds)]
+    return Group(make(), numbers, build_methods(make, numbers), "cpu")
 
 
 # ---------------------------------------------------------------------------------------------- the baseline
@@ -121,18 +158,27 @@ def group(job: Job, *, trace: bool = True, precision: str = "float32") -> Group:
 def loop(job: Job, ours: Group, draw: Callable[[], baseline.Example], *, one_backward: bool = False) -> baseline.Loop:
     """Return the baseline of a job: the same setting and initial weights as ``ours``."""
     train, method = ours.recipe.train, ours.models.method
+    loss: Callable[[baseline.Weights, baseline.Example], Tensor]
+    regression = train.task.way is None
     if isinstance(method, MAML):
         assert method.adapts == "all"
         assert method.norm == "batch"
-        regression = train.task.way is None
         loss = baseline.MAML(job.network, method.steps, method.inner_lr, method.order, method.clip, regression)
     elif isinstance(method, ProtoNet):
         assert train.task.way is not None
         assert method.distance == "euclidean"
         loss = baseline.ProtoNet(job.network, train.task.way, joint=method.norm == "joint")
+    elif isinstance(method, OPLSTM):
+        assert method.adapts == "all"
+        assert method.order == 2
+        cells, norm = len(method.out_lstm.cells), job.network is baseline.mlp_norm
+        loss = baseline.OPLSTM(method.steps, cells, norm, method.gamma is not None, regression)
+    elif isinstance(method, PlainLSTM):
+        loss = baseline.PlainLSTM(method.steps, method.reading == "sequential", regression)
+    elif isinstance(method, MetaLSTM):
+        loss = baseline.MetaLSTM(partial(job.network, eps=1e-3), method.steps)
     else:
         raise TypeError(f"no baseline is written for {type(method).__name__}")
-    assert train.clip_norm is None
     assert train.clip_value is None or train.clip_each_task
     return baseline.Loop(
         loss,
@@ -140,6 +186,7 @@ def loop(job: Job, ours: Group, draw: Callable[[], baseline.Example], *, one_bac
         draw,
         train.meta_batch,
         ours.optimizer.param_groups[0]["lr"],
+        clip_norm=train.clip_norm,
         mean=train.reduction == "mean",
         clip_each_task=train.clip_value,
         one_backward=one_backward,
@@ -147,11 +194,15 @@ def loop(job: Job, ours: Group, draw: Callable[[], baseline.Example], *, one_bac
 
 
 def weight_names(ours: Group) -> list[str]:
-    """Return the names of our parameters in the order of the baseline: layer by layer, the head last."""
+    """Return the names of our parameters in the order of the baseline: layer by layer, the head, then the rest."""
+    order = list(ours.models.trained)
+    last = isinstance(ours.models.method, PlainLSTM)  # whose head reads the LSTM
 
     def position(name: str) -> tuple:
         if name.startswith("head."):
-            return 1, 0, 0, name.endswith("bias")
+            return 3 if last else 1, 0, 0, name.endswith("bias")
+        if not name.startswith("backbone."):
+            return 2, name == "gamma", not name.startswith(("out_lstm", "lstm")), order.index(name)
         _, kind, index, part = name.split(".")
         return 0, int(index), kind == "norms", part == "bias"
 

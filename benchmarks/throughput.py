@@ -53,7 +53,7 @@ class Contender:
 def contender(job: Job, name: str) -> Contender:
     """Build a contender: a baseline (``loop-png``, ``loop``, ``loop-one-backward``) or ``ours`` (``ours-untraced``)."""
     if name.startswith("ours"):
-        group = jobs.group(job, trace=name == "ours")
+        group = jobs.group(job, trace=name == "ours", seeds=job.seeds)
         jobs.touch(group)
         return Contender(group.update, group)
     group = jobs.group(job)
@@ -111,18 +111,19 @@ def time_job(job: Job, rounds: int, seconds: float) -> list[Row]:
     rows = []
     for name, own in times.items():
         low, high = own.times_as_fast_as(times["loop"])
+        seeds = job.seeds if name.startswith("ours") else 1
         rows.append(
             Row(
                 job=job.name,
                 contender=name,
-                tasks=traced.recipe.train.meta_batch,
+                tasks=traced.recipe.train.meta_batch * seeds,
                 updates=len(own.all),
                 median_ms=own.median * 1e3,
                 fastest_ms=own.fastest * 1e3,
-                ratio_median=times["loop"].median / own.median,
-                ratio_fastest=times["loop"].fastest / own.fastest,
-                ratio_low=low,
-                ratio_high=high,
+                ratio_median=seeds * times["loop"].median / own.median,
+                ratio_fastest=seeds * times["loop"].fastest / own.fastest,
+                ratio_low=seeds * low,
+                ratio_high=seeds * high,
                 chunk=built[name].chunk,
                 start_s=starts[name],
                 target=job.target if name == "ours" else None,
