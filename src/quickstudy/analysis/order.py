@@ -196,7 +196,7 @@ def draw_order(rows: Sequence[Mapping[str, object]], path: Path, title: str) -> 
 def _draw_gain(axis: Axes, rows: Sequence[Mapping[str, object]], percent: bool) -> None:
     """Draw by how much the batch reading is better, in percent of the sequential score, published and measured."""
     for key, style, alpha in (("measured", "-", 1.0), ("published", ":", 0.5)):
-        scores = {(row["reading"], row["shot"]): float(str(row[key] or "nan")) for row in rows}
+        scores = {(row["reading"], int(str(row["shot"]))): float(str(row[key] or "nan")) for row in rows}
         shots = [s for r, s in scores if r == "batch" and ("sequential", s) in scores]
         pairs = [(scores["batch", shot], scores["sequential", shot]) for shot in shots]
         gains = [100 * ((batch - other) if percent else (other - batch)) / other for batch, other in pairs]

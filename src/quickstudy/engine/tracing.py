@@ -96,6 +96,7 @@ def _simplify(node: fx.Node) -> None:
         node.replace_all_uses_with(source)
     elif node.target in _RESHAPES and source.target in _RESHAPES and _contiguous(source.args[0]):
         node.args = (source.args[0], *node.args[1:])
+        _simplify(node)
 
 
 def _layout(node: fx.Node) -> tuple | None:

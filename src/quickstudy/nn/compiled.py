@@ -36,10 +36,6 @@ FLAGS = (
 )
 
 
-class _Array(ctypes.Structure):
-    _fields_ = (("data", ctypes.c_void_p), ("step", ctypes.c_long))
-
-
 @cache
 def library(sizes: tuple[int, ...], dtype: torch.dtype) -> ctypes.CDLL:
     """Return the compiled step, ``step`` and ``step_backward``, of a stack of cells.
@@ -87,7 +83,7 @@ def library(sizes: tuple[int, ...], dtype: torch.dtype) -> ctypes.CDLL:
             write_file(kept, lambda file: file.write(out.read_bytes()))
     made = ctypes.CDLL(str(kept))
     for function in (made.step, made.step_backward):
-        function.argtypes = [*[ctypes.c_long] * 4, ctypes.POINTER(_Array)]
+        function.argtypes = [*[ctypes.c_long] * 4, ctypes.c_void_p]
         function.restype = None
     return made
 
@@ -101,59 +97,91 @@ def _machine() -> list[str]:
     return [platform.machine(), *sorted({line for line in lines if line.startswith(("flags", "Features"))})]
 
 
+def kept_rows(weights: Sequence[Tensor], stateful: bool) -> list[int]:
+    """Return how many rows of what ``lstm.forward_step`` keeps are of which cell: inputs, gates, tanhs."""
+    gates = [weight.shape[-2] for weight in weights]
+    return [*(weight.shape[-1] for weight in weights), *gates, *(rows // (4 if stateful else 3) for rows in gates)]
+
+
 def step(x: Tensor, weights: list[Tensor], hs: list[Tensor], cs: list[Tensor]) -> list[Tensor]:
     """Do what ``lstm.forward_step`` does."""
     *front, _, count = x.shape
-    hidden = [weight.shape[-2] // (4 if hs else 3) for weight in weights]
-    tall, gates = [weight.shape[-1] for weight in weights], [weight.shape[-2] for weight in weights]
-    rows = [*hidden, *hidden, *tall, *gates, *hidden]
-    outputs = x.new_empty(*front, sum(rows), count).split(rows, -2)
-    _call("step", x, weights, [x, *weights, *_or_none(hs, weights), *_or_none(cs, weights), *outputs])
-    return list(outputs)
+    kept = kept_rows(weights, bool(hs))
+    hidden = kept[2 * len(weights) :]
+    rows = [*hidden, *hidden, *kept]
+    made = x.new_empty(*front, sum(rows), count)
+    call = _Call(x, weights, bool(hs))
+    call.give(x, *weights)
+    call.give(*(hs or call.nothing), *(cs or call.nothing))
+    call.give_rows(made, rows)
+    call("step")
+    return list(made.split([*hidden, *hidden, sum(kept)], -2))
 
 
 def step_backward(
-    weights: list[Tensor],
-    cs: list[Tensor],
-    inputs: list[Tensor],
-    gates: list[Tensor],
-    tanhs: list[Tensor],
-    of_h: list[Tensor | None],
-    of_c: list[Tensor | None],
+    weights: list[Tensor], cs: list[Tensor], kept: Tensor, of_h: list[Tensor | None], of_c: list[Tensor | None]
 ) -> list[Tensor]:
     """Do what ``lstm.backward_step`` does."""
-    *front, _, count = gates[0].shape
-    hidden = [tanh.shape[-2] for tanh in tanhs]
-    states = [*hidden, *hidden] if cs else []
-    rows = [weights[0].shape[-1] - 1 - (hidden[0] if cs else 0), *states]
-    of_x, *of_states = gates[0].new_empty(*front, sum(rows), count).split(rows, -2)
+    *front, _, count = kept.shape
+    call = _Call(kept, weights, bool(cs))
+    states = [*call.hidden, *call.hidden] if cs else []
+    made = kept.new_empty(*front, call.below + sum(states), count)
     of_weights = [torch.zeros(*front, *weight.shape[-2:], dtype=weight.dtype) for weight in weights]
-    of_old = of_states or [None] * 2 * len(weights)
-    given = [*weights, *_or_none(cs, weights), *inputs, *gates, *tanhs, *of_h, *of_c]
-    _call("step_backward", gates[0], weights, [of_x, *given, *of_weights, *of_old])
+    call.give_rows(made, [call.below])
+    call.give(*weights, *(cs or call.nothing))
+    call.give_rows(kept, kept_rows(weights, bool(cs)))
+    call.give(*of_h, *of_c, *of_weights)
+    if cs:
+        call.give_rows(made, states, start=call.below)
+    else:
+        call.give(*call.nothing, *call.nothing)
+    call("step_backward")
+    of_x, *of_states = made.split([call.below, *states], -2)
     return [of_x, *of_weights, *of_states]
 
 
-def _or_none(states: Sequence[Tensor], weights: Sequence[Tensor]) -> Sequence[Tensor | None]:
-    return states or [None] * len(weights)
+class _Call:
+    """The arguments of a compiled function: where its arrays lie, and how far it is from one matrix to the next."""
 
+    def __init__(self, like: Tensor, weights: Sequence[Tensor], stateful: bool) -> None:
+        self.first = not stateful
+        self.like = like
+        self.hidden = [weight.shape[-2] // (4 if stateful else 3) for weight in weights]
+        self.below = weights[0].shape[-1] - 1 - (self.hidden[0] if stateful else 0)
+        self.nothing = [None] * len(weights)
+        self.places: list[int] = []
+        self.copies: list[Tensor] = []  # they live until the call is over
 
-def _call(name: str, like: Tensor, weights: Sequence[Tensor], tensors: Sequence[Tensor | None]) -> None:
-    first = tensors[1 + len(weights)] is None  # no state yet
-    hidden = [weight.shape[-2] // (3 if first else 4) for weight in weights]
-    below = weights[0].shape[-1] - 1 - (0 if first else hidden[0])
-    arrays, copies = (_Array * len(tensors))(), []  # copies live until the call is over
-    for array, tensor in zip(arrays, tensors):
-        if tensor is None:
-            continue
+    def give(self, *tensors: Tensor | None) -> None:
+        """Add arrays, ``None`` for one that is not there."""
+        for tensor in tensors:
+            if tensor is None:
+                self.places += (0, 0)
+            else:
+                self.places += self._place(tensor)
+
+    def give_rows(self, tensor: Tensor, rows: Sequence[int], start: int = 0) -> None:
+        """Add the arrays of so many rows each that lie in ``tensor`` one after the other, from a row on."""
+        place, step = self._place(tensor)
+        row = tensor.shape[-1] * tensor.element_size()
+        place += start * row
+        for count in rows:
+            self.places += (place, step)
+            place += count * row
+
+    def _place(self, tensor: Tensor) -> tuple[int, int]:
         step = _step(tensor)
         if step is None:
             tensor = tensor.contiguous()
-            copies.append(tensor)
+            self.copies.append(tensor)
             step = tensor.shape[-2] * tensor.shape[-1]
-        array.data, array.step = tensor.data_ptr(), step
-    function = getattr(library((below, *hidden), like.dtype), name)
-    function(first, len(weights), like.shape[:-2].numel(), like.shape[-1], arrays)
+        return tensor.data_ptr(), step
+
+    def __call__(self, name: str) -> None:
+        function = getattr(library((self.below, *self.hidden), self.like.dtype), name)
+        places = (ctypes.c_long * len(self.places))(*self.places)
+        shape = self.like.shape
+        function(self.first, len(self.hidden), shape[:-2].numel(), shape[-1], places)
 
 
 def _step(tensor: Tensor) -> int | None:

@@ -191,8 +191,8 @@ def forward_step(x: Tensor, weights: list[Tensor], hs: list[Tensor], cs: list[Te
         hs, cs: state of every cell, ``[..., hidden, C]``; empty for a state of zeros.
 
     Returns:
-        The new ``h`` of all cells, the new ``c`` of all, and of all what the derivative needs: the inputs of the
-        product, the gates, and the hyperbolic tangent of ``c``.
+        The new ``h`` of all cells, the new ``c`` of all, and what the derivative needs, row after row in one tensor:
+        of all cells the inputs of the product, then the gates, then the hyperbolic tangent of ``c``.
     """
     hidden, cell, inputs, gates, tanhs = [], [], [], [], []
     one = x.new_ones(x[..., :1, :].shape)
@@ -216,25 +216,20 @@ def forward_step(x: Tensor, weights: list[Tensor], hs: list[Tensor], cs: list[Te
         inputs.append(inward)
         gates.append(gate)
         tanhs.append(tanh)
-    return [*hidden, *cell, *inputs, *gates, *tanhs]
+    return [*hidden, *cell, torch.cat([*inputs, *gates, *tanhs], -2)]
 
 
 def backward_step(
-    weights: list[Tensor],
-    cs: list[Tensor],
-    inputs: list[Tensor],
-    gates: list[Tensor],
-    tanhs: list[Tensor],
-    of_h: list[Tensor | None],
-    of_c: list[Tensor | None],
+    weights: list[Tensor], cs: list[Tensor], kept: Tensor, of_h: list[Tensor | None], of_c: list[Tensor | None]
 ) -> list[Tensor]:
     """Return the slopes of the inputs of :func:`forward_step` (x, weights, hs, cs).
 
     Args:
         weights, cs: as given to it.
-        inputs, gates, tanhs: as returned by it.
+        kept: the last tensor that it returned.
         of_h, of_c: slopes of the new ``h`` and ``c`` of every cell; ``None`` if they are zero.
     """
+    inputs, gates, tanhs = _groups(kept.split(compiled.kept_rows(weights, bool(cs)), -2), len(weights), 3)
     of_weights, of_hs, of_cs = [*weights], [*cs], [*cs]  # each is put in its place below
     from_above: Tensor | None = None
     for number in reversed(range(len(weights))):
@@ -278,8 +273,8 @@ aten = torch.ops.aten
 _library = torch.library.Library("quickstudy", "DEF")
 _library.define("lstm_step(bool compiled, Tensor x, Tensor[] weights, Tensor[] hs, Tensor[] cs) -> Tensor[]")
 _library.define(
-    "lstm_step_backward(bool compiled, Tensor[] weights, Tensor[] cs, Tensor[] inputs, Tensor[] gates, "
-    "Tensor[] tanhs, Tensor?[] of_h, Tensor?[] of_c) -> Tensor[]"
+    "lstm_step_backward(bool compiled, Tensor[] weights, Tensor[] cs, Tensor kept, Tensor?[] of_h, Tensor?[] of_c)"
+    " -> Tensor[]"
 )
 
 
@@ -299,7 +294,7 @@ def _step_as_asked(asked: bool, x: Tensor, *rest: list[Tensor]) -> list[Tensor]:
         return forward_step(x, *rest)
 
 
-def _derivative_as_asked(asked: bool, weights: list[Tensor], *rest: list[Any]) -> list[Tensor]:
+def _derivative_as_asked(asked: bool, weights: list[Tensor], *rest: Any) -> list[Tensor]:
     if _usable(asked, weights[0]):
         return compiled.step_backward(weights, *rest)
     with _full_precision(weights[0]):
@@ -330,19 +325,19 @@ class _Step(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         compiled, count, _, *tensors = inputs
         ctx.how = compiled, count
-        ctx.mark_non_differentiable(*output[2 * count :])
+        ctx.mark_non_differentiable(output[-1])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*output[2 * count :], *tensors[:count], *tensors[2 * count :])
+        ctx.save_for_backward(output[-1], *tensors[:count], *tensors[2 * count :])
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor | None) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled() and any(t.requires_grad for t in ctx.saved_tensors):
             raise RuntimeError("CoordinateLSTM can be differentiated once, and not again (create_graph=True)")
         compiled, count = ctx.how
-        inputs, gates, tanhs, weights, cs = _groups(ctx.saved_tensors, count, 5)
-        of_h, of_c, *_ = _groups(slopes, count, 2)
-        arguments = (weights, cs, inputs, gates, tanhs, of_h, of_c)
-        return None, None, *torch.ops.quickstudy.lstm_step_backward(compiled, *arguments)
+        kept, *tensors = ctx.saved_tensors
+        weights, cs = _groups(tensors, count, 2)
+        of_h, of_c = _groups(slopes, count, 2)
+        return None, None, *torch.ops.quickstudy.lstm_step_backward(compiled, weights, cs, kept, of_h, of_c)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[tuple[Tensor, ...], int]:

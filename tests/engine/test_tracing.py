@@ -1,0 +1,123 @@
+"""A traced program is what was traced, to the last bit, with nothing in it that does nothing."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from quickstudy.engine.models import LOOP, Models, meta_loss
+from quickstudy.engine.tracing import _OFTEN_NOTHING, Program, trace
+from quickstudy.methods import MAML, OPLSTM, Method, PlainLSTM, ProtoNet
+from quickstudy.nn import MLP, Conv4
+from quickstudy.task import Task
+
+TASKS = 3
+METHODS = {
+    "maml, mlp": lambda: MAML(MLP([6], batch_norm=True), inner_lr=0.1, steps=1),
+    "maml, conv": lambda: MAML(Conv4(3, blocks=2), inner_lr=0.1, steps=1),
+    "protonet": lambda: ProtoNet(Conv4(3, blocks=2)),
+    "op-lstm": lambda: OPLSTM(MLP([6], batch_norm=True), steps=2, gamma=0.1),
+    "plain lstm": lambda: PlainLSTM(nn.Flatten(), hidden=(4, 3), steps=2),
+}
+WHERE = [*((name, TASKS) for name in METHODS), ("op-lstm", LOOP)]
+
+
+def batch() -> Task:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(3)
+    support, query = (labels.repeat_interleave(n).expand(TASKS, -1) for n in (2, 3))
+    x, qx = (torch.rand(TASKS, n, 1, 8, 8, generator=generator) for n in (6, 9))
+    return Task(x, support, qx, query, 3)
+
+
+def built(name: str) -> Method:
+    torch.manual_seed(0)
+    return METHODS[name]().build(batch()[0])
+
+
+def graph_of(program: Program) -> fx.GraphModule:
+    return inspect.getclosurevars(program).nonlocals["code"].__self__
+
+
+class Watched(fx.Interpreter):
+    """Runs a graph, and notes the views that are as good as what they look at."""
+
+    names = {target.overloadpacket.__name__ for target in _OFTEN_NOTHING}  # noqa: RUF012
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.views = 0
+        self.idle: list[str] = []
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        name = getattr(getattr(n.target, "overloadpacket", None), "__name__", n.target)
+        source = self.env.get(n.args[0]) if n.args and isinstance(n.args[0], fx.Node) else None
+        if n.op in ("call_function", "call_method") and name in self.names and isinstance(source, Tensor):
+            self.views += 1
+            if (source.shape, source.stride(), source.dtype) == (result.shape, result.stride(), result.dtype):
+                self.idle.append(n.format_node() or n.name)
+        return result
+
+
+@pytest.mark.parametrize(("name", "chunk"), WHERE, ids=str)
+def test_a_program_gives_the_same_bits_and_no_view_is_idle(name: str, chunk: int) -> None:
+    models, tasks = Models([built(name)]), batch()
+    plain, traced = (list(models.differentiate(meta_loss, tasks, chunk, traced=traced)) for traced in (False, True))
+    for (loss, slopes), (its_loss, its_slopes) in zip(plain, traced, strict=True):
+        assert torch.equal(loss, its_loss)
+        assert len(slopes) == len(its_slopes)
+        for slope, its_slope in zip(slopes, its_slopes):
+            assert torch.equal(slope, its_slope)
+    (program,) = models._programs.values()
+    piece = next(models._pieces(tasks, chunk))
+    trained, fixed = models._tensors()
+    watched = Watched(graph_of(program))
+    with torch.no_grad():
+        value, *slopes = watched.run(*trained, *fixed, *piece.tensors)
+    assert torch.equal(value, plain[0][0] if chunk != LOOP else plain[0][0][0])
+    assert watched.views > 0
+    assert not watched.idle
+
+
+def test_it_reads_its_inputs_and_keeps_what_else_there_was() -> None:
+    """Also where inputs are views or lie otherwise in memory than the examples did."""
+    factor = torch.tensor(3.0)
+
+    def function(inputs) -> list[Tensor]:
+        x, y = inputs
+        view = x.view(6).view(2, 3).expand(2, 3).transpose(0, 1).transpose(0, 1)
+        return [view * factor * 1, (view @ y).view(2, 2).view(4).view(2, 2), x.detach() + 0]
+
+    x, y = torch.randn(2, 3), torch.randn(3, 2)
+    program = trace(function, [x, y])
+    for a, b in ((x, y), (torch.randn(2, 3), torch.randn(2, 3).T)):
+        torch.testing.assert_close(program([a, b]), function([a, b]), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["maml, mlp", "op-lstm"])
+def test_autocast_around_a_call_changes_nothing(name: str) -> None:
+    """What was traced outside computes as outside, and what was traced inside computes as inside."""
+    models, tasks = Models([built(name)]), batch()
+    trained, fixed = models._tensors()
+    inputs = [*trained, *fixed, *tasks[0].tensors]
+
+    def compute(inputs) -> list[Tensor]:
+        loss = models._call(meta_loss, inputs, tasks.way, LOOP)
+        return [loss, *torch.autograd.grad(loss, list(inputs[: len(trained)]), materialize_grads=True)]
+
+    outside = trace(compute, inputs)
+    expected = outside(inputs)
+    # Its cache casts a weight once for several uses, and then the slopes of these are summed in half precision.
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        found = outside(inputs)
+        inside = trace(compute, inputs)
+        half = compute(inputs)
+        assert all(torch.equal(a, b) for a, b in zip(half, inside(inputs)))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(half, inside(inputs)))
+    assert not torch.equal(half[0], expected[0])
