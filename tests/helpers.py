@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from quickstudy.engine.models import Models, meta_loss, scores
 from quickstudy.methods import Method
 from quickstudy.nn import MLP
-from quickstudy.task import Support
+from quickstudy.task import Support, Task
 
 SINE = """
 dataset: {class_path: quickstudy.data.Sine}
@@ -102,3 +104,34 @@ def write_class_folders(
             pixels[..., 0], pixels[..., 1] = 255 * (c + 1) // total, 255 * i // images
             Image.fromarray(pixels).save(root / folder / name / f"{i:04d}.jpg", quality=95)
     return root
+
+
+def loss_of(method: Method, task: Task) -> Callable[..., Tensor]:
+    """The meta-loss of a task as a function of the values of all parameters, in their order."""
+    names = [name for name, _ in method.named_parameters()]
+
+    class Loss(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.method = method
+
+        def forward(self) -> Tensor:
+            return self.method.loss(task)
+
+    def loss(*values: Tensor) -> Tensor:
+        return functional_call(Loss(), {f"method.{name}": value for name, value in zip(names, values)}, ())
+
+    return loss
+
+
+def gradients(models: Models, tasks: Task, chunk: int, traced: bool = False) -> tuple[Tensor, list[Tensor]]:
+    losses, parts = zip(*models.differentiate(meta_loss, tasks, chunk, traced=traced))
+    return torch.cat(losses, dim=-1), [torch.stack(part).sum(0) for part in zip(*parts)]
+
+
+def scored(models: Models, tasks: Task, chunk: int, traced: bool = False) -> Tensor:
+    models.method.eval()
+    with torch.no_grad():
+        found = torch.cat(list(models.run(scores, tasks, chunk, traced=traced)), dim=int(models.stacked))
+    models.method.train()
+    return found

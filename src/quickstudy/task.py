@@ -52,6 +52,10 @@ class Support(NamedTuple):
             raise RecipeError("this method learns classes, and a regression task has none: use another method")
         return self.y[None, :] == torch.arange(self.way, device=self.y.device)[:, None]
 
+    def targets(self, dtype: torch.dtype) -> Tensor:
+        """Return what a prediction should be: one-hot labels ``[M, way]`` of a type; in regression ``y``."""
+        return self.y if self.way is None else self.members.T.to(dtype)
+
 
 @dataclass(frozen=True)
 class Task:

@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import loss_of
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
@@ -278,20 +279,12 @@ def test_meta_gradient_against_finite_differences(batch_size: int | None, monkey
     method.loss(task).backward()
     assert len(found) == (2 if batch_size is None else 4)
 
-    names = [name for name, _ in method.named_parameters()]
-
-    class Loss(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.method = method
-
-        def forward(self) -> Tensor:
-            return self.method.loss(task)
+    of_parameters = loss_of(method, task)
 
     def loss(*values: Tensor) -> Tensor:
         constants = iter(found)
         monkeypatch.setattr(metalstm, "value_and_gradient", lambda *_, **__: next(constants))
-        return functional_call(Loss(), {f"method.{name}": value for name, value in zip(names, values)}, ())
+        return of_parameters(*values)
 
     values = [p.detach().clone().requires_grad_() for p in method.parameters()]
     assert torch.autograd.gradcheck(loss, values, eps=1e-6, atol=1e-7)

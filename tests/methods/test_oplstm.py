@@ -9,10 +9,10 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import gradients, loss_of, scored
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from quickstudy.engine.models import LOOP, Models, meta_loss, scores
+from quickstudy.engine.models import LOOP, Models
 from quickstudy.errors import RecipeError
 from quickstudy.methods import MAML, OPLSTM
 from quickstudy.methods.oplstm import Layer
@@ -360,36 +360,12 @@ def test_meta_gradient_against_finite_differences(name: str) -> None:
         task = task.map(lambda t: t[:1])
         own = {"steps": 2}
     method = built(task, narrow.get(name, KINDS[name][1])(), **{"steps": 2, **own}, hidden=(3, 1))
-    names = [name for name, _ in method.named_parameters()]
-
-    class Loss(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.method = method
-
-        def forward(self) -> Tensor:
-            return self.method.loss(task)
-
-    def loss(*values: Tensor) -> Tensor:
-        return functional_call(Loss(), {f"method.{name}": value for name, value in zip(names, values)}, ())
+    loss = loss_of(method, task)
 
     if name == "wide":
         assert method.adapt(task.support).layers[1].left is not None
     values = [p.detach().clone().requires_grad_() for p in method.parameters()]
     assert torch.autograd.gradcheck(loss, values, eps=1e-7, atol=1e-6, fast_mode=True)
-
-
-def gradients(models: Models, tasks: Task, chunk: int, traced: bool = False) -> tuple[Tensor, list[Tensor]]:
-    losses, parts = zip(*models.differentiate(meta_loss, tasks, chunk, traced=traced))
-    return torch.cat(losses, dim=-1), [torch.stack(part).sum(0) for part in zip(*parts)]
-
-
-def scored(models: Models, tasks: Task, chunk: int, traced: bool = False) -> Tensor:
-    models.method.eval()
-    with torch.no_grad():
-        found = torch.cat(list(models.run(scores, tasks, chunk, traced=traced)), dim=int(models.stacked))
-    models.method.train()
-    return found
 
 
 compiler = pytest.mark.skipif(

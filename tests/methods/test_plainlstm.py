@@ -7,10 +7,10 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import gradients, loss_of, scored
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from quickstudy.engine.models import LOOP, Models, meta_loss, scores
+from quickstudy.engine.models import LOOP, Models
 from quickstudy.errors import RecipeError
 from quickstudy.methods import PlainLSTM
 from quickstudy.nn import MLP, Conv4
@@ -248,34 +248,10 @@ def made(name: str, seed: int = 0) -> PlainLSTM:
 @pytest.mark.parametrize("name", CASES)
 def test_meta_gradient_against_finite_differences(name: str) -> None:
     task, method = CASES[name][0](0)[0], made(name)
-    names = [name for name, _ in method.named_parameters()]
-
-    class Loss(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.method = method
-
-        def forward(self) -> Tensor:
-            return self.method.loss(task)
-
-    def loss(*values: Tensor) -> Tensor:
-        return functional_call(Loss(), {f"method.{name}": value for name, value in zip(names, values)}, ())
+    loss = loss_of(method, task)
 
     values = [p.detach().clone().requires_grad_() for p in method.parameters()]
     assert torch.autograd.gradcheck(loss, values, eps=1e-6, atol=1e-7, fast_mode=True)
-
-
-def gradients(models: Models, tasks: Task, chunk: int, traced: bool = False) -> tuple[Tensor, list[Tensor]]:
-    losses, parts = zip(*models.differentiate(meta_loss, tasks, chunk, traced=traced))
-    return torch.cat(losses, dim=-1), [torch.stack(part).sum(0) for part in zip(*parts)]
-
-
-def scored(models: Models, tasks: Task, chunk: int, traced: bool = False) -> Tensor:
-    models.method.eval()
-    with torch.no_grad():
-        found = torch.cat(list(models.run(scores, tasks, chunk, traced=traced)), dim=int(models.stacked))
-    models.method.train()
-    return found
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -67,12 +67,20 @@ def order_spread(run: Run, *, tasks: int = 200, orders: int = 20, device: str = 
     count = shape.shot * (shape.way or 1)
     permutations = torch.stack([torch.randperm(count, generator=draws) for _ in range(orders)]).to(device)
     measure = permuted(permutations)
-    values = []
+    values, chunk = [], None
     for seed, method in zip(run.info["seeds"], build_methods(lambda: instantiate(settings), run.info["seeds"])):
         method.load_state_dict(run.load_weights("best", seed))
         method.to(device, recipe.train.dtype)
-        models = Models([method])
-        result, _ = evaluate(models, source, shape, [seed], tasks=tasks, cast=recipe.train.cast, measure=measure)
+        result, chunk = evaluate(
+            Models([method]),
+            source,
+            shape,
+            [seed],
+            tasks=tasks,
+            chunk=chunk,
+            cast=recipe.train.cast,
+            measure=measure,
+        )
         values.append(result[0])
     pooled = torch.cat(values)
     flipped = None if shape.way is None else estimate(pooled[:, 1])
@@ -107,6 +115,7 @@ def order_row(problem: str, reading: str, shot: int, result: Result, spread: Spr
 
     Accuracies in percent.
     """
+    measured = result.row()
     scale = 100 if result.metric == "accuracy" else 1
     published, *_ = published_of(recipe_of(problem, reading, shot))
     flipped = spread.flipped
@@ -117,12 +126,8 @@ def order_row(problem: str, reading: str, shot: int, result: Result, spread: Spr
         "metric": result.metric,
         "published": published.value,
         "published_interval": published.interval,
-        "measured": f"{scale * result.score.mean:.5g}",
-        "interval": f"{scale * result.score.interval:.2g}",
-        "per_seed": " ".join(f"{seed}:{scale * value:.5g}" for seed, value in result.per_seed.items()),
-        "updates": result.setting["updates"],
-        "planned_updates": result.setting["planned_updates"],
-        "train_seconds": result.setting["train_seconds"],
+        "measured": measured["value"],
+        **{key: measured[key] for key in ("interval", "per_seed", "updates", "planned_updates", "train_seconds")},
         "prediction_deviation": f"{spread.deviation.mean:.3g}",
         "flipped_percent": "" if flipped is None else f"{100 * flipped.mean:.3g}",
         "score_deviation": f"{scale * spread.score.mean:.3g}",

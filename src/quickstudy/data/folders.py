@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -147,12 +145,7 @@ class ClassFolders(Dataset):
 
     @property
     def _folder(self) -> Path:
-        """The folder of the packed store; one made from a folder that the user has named is not the common one."""
-        mark = ""
-        if self.root is not None:
-            path = os.path.abspath(os.path.expanduser(self.root))
-            mark = f"-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
-        return store_folder(f"{self.name}-{self.image_size}-{self.resize}-v{VERSION}{mark}")
+        return store_folder(f"{self.name}-{self.image_size}-{self.resize}-v{VERSION}", self.root)
 
     def _source(self) -> Path:
         """Return the folder of the data, from the first place that has it."""

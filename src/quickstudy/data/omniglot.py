@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -133,12 +131,7 @@ class Omniglot(Dataset):
 
     @property
     def _folder(self) -> Path:
-        """The folder of the packed store; one made from a folder that the user has named is not the common one."""
-        mark = ""
-        if self.root is not None:
-            path = os.path.abspath(os.path.expanduser(self.root))
-            mark = f"-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
-        return store_folder(f"omniglot-{self.image_size}-v{VERSION}{mark}")
+        return store_folder(f"omniglot-{self.image_size}-v{VERSION}", self.root)
 
     @classmethod
     def get(cls) -> None:

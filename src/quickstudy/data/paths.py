@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -19,9 +20,13 @@ def download_folder(dataset: str) -> Path:
     return cache_folder() / "downloads" / dataset
 
 
-def store_folder(name: str) -> Path:
-    """Return the folder of one packed store."""
-    return cache_folder() / "stores" / name
+def store_folder(name: str, root: str | None = None) -> Path:
+    """Return the folder of one packed store; one made from a ``root`` that the user has named is not the common one."""
+    mark = ""
+    if root is not None:
+        path = os.path.abspath(os.path.expanduser(root))
+        mark = f"-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
+    return cache_folder() / "stores" / f"{name}{mark}"
 
 
 def source_folders(dataset: str, root: str | os.PathLike[str] | None = None) -> list[Path]:

@@ -219,7 +219,7 @@ class OPLSTM(Method):
             inputs: what the first rewritten layer reads of the support set, ``[M, D]``.
             support: the support set.
         """
-        target = support.y if support.way is None else support.members.T.to(inputs.dtype)
+        target = support.targets(inputs.dtype)
         rules = [lstm.unroll() for lstm in ([self.body_lstm] if self.adapts == "all" else []) + [self.out_lstm]]
         states: list[list[CellState] | None] = [None] * len(self.layers)
         layers = self.layers

@@ -115,7 +115,7 @@ class PlainLSTM(Method):
 
     def adapt(self, support: Support) -> Memory:
         x, statistics = self.embed_support(support.x)
-        y = support.y if support.way is None else support.members.T.to(x.dtype)
+        y = support.targets(x.dtype)
         read = self._read_batch if self.reading == "batch" else self._read_sequence
         state = read(x, y, self.steps if self.training else self.test_steps or 0)
         return Memory([own.h for own in state if own.h is not None], statistics)
