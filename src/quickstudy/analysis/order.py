@@ -18,8 +18,7 @@ from quickstudy.engine.models import Models, TaskFunction
 from quickstudy.engine.recipe import instantiate, parse_recipe
 from quickstudy.engine.run import Run
 from quickstudy.engine.statistics import Estimate, estimate
-from quickstudy.engine.testing import Result
-from quickstudy.engine.train import build_methods
+from quickstudy.engine.testing import Result, trained_methods
 from quickstudy.methods import Method, task_score
 from quickstudy.task import Support, Task
 
@@ -58,8 +57,7 @@ def order_spread(run: Run, *, tasks: int = 200, orders: int = 20, device: str = 
         orders: random orders of each, besides the given one.
         device: where to compute.
     """
-    settings = parse_recipe(run.recipe_text)
-    recipe = instantiate(settings)
+    recipe = instantiate(parse_recipe(run.recipe_text))
     shape = recipe.test.task
     assert shape is not None
     source = recipe.dataset.split("test").to(device)
@@ -68,9 +66,7 @@ def order_spread(run: Run, *, tasks: int = 200, orders: int = 20, device: str = 
     permutations = torch.stack([torch.randperm(count, generator=draws) for _ in range(orders)]).to(device)
     measure = permuted(permutations)
     values, chunk = [], None
-    for seed, method in zip(run.info["seeds"], build_methods(lambda: instantiate(settings), run.info["seeds"])):
-        method.load_state_dict(run.load_weights("best", seed))
-        method.to(device, recipe.train.dtype)
+    for seed, method in zip(run.info["seeds"], trained_methods(run, "best", device)):
         result, chunk = evaluate(
             Models([method]),
             source,
@@ -95,17 +91,17 @@ def permuted(permutations: Tensor) -> TaskFunction:
     """
 
     def measure(method: Method, task: Task) -> Tensor:
-        def predictions(support: Support) -> Tensor:
+        def predict(order: Tensor) -> Tensor:
+            support = Support(task.support_x[order], task.support_y[order], task.way)
             return method.predict(method.adapt(support), task.query_x)
 
-        given = predictions(task.support)
-        others = [predictions(Support(task.support_x[p], task.support_y[p], task.way)) for p in permutations]
+        given = method.predict(method.adapt(task.support), task.query_x)
+        others = torch.vmap(predict, randomness="different")(permutations)
         scores = torch.stack([task_score(p, task.query_y, task.way) for p in others])
-        all_orders = torch.stack(others)
         if task.way is None:
-            return torch.stack([all_orders.std(0).mean(), torch.zeros_like(scores[0]), scores.std()])
-        flips = (all_orders.argmax(-1) != given.argmax(-1)).to(given.dtype).mean()
-        return torch.stack([all_orders.softmax(-1).std(0).mean(), flips, scores.std()])
+            return torch.stack([others.std(0).mean(), torch.zeros_like(scores[0]), scores.std()])
+        flips = (others.argmax(-1) != given.argmax(-1)).to(given.dtype).mean()
+        return torch.stack([others.softmax(-1).std(0).mean(), flips, scores.std()])
 
     return measure
 
@@ -189,7 +185,7 @@ def draw_order(rows: Sequence[Mapping[str, object]], path: Path, title: str) -> 
     for axis, label in labels.items():
         axis.set_xlabel("shots", fontsize=8)
         axis.set_ylabel(label, fontsize=8)
-        axis.tick_params(labelsize=7)
+        axis.tick_params(labelsize=7, which="both")
         axis.spines[["top", "right"]].set_visible(False)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=6.5, frameon=False)
@@ -229,7 +225,7 @@ def draw_validations(runs: Mapping[str, Run], path: Path, metric: str) -> Path:
             scores = [scale * row["val_score"] for row in own]
             axis.plot([row["update"] for row in own], scores, linewidth=1, color=PALETTE[number % len(PALETTE)])
         axis.set_title(name, fontsize=7)
-        axis.tick_params(labelsize=6)
+        axis.tick_params(labelsize=6, which="both")
         axis.spines[["top", "right"]].set_visible(False)
         if metric != "accuracy":
             axis.set_yscale("log")
@@ -245,6 +241,7 @@ def study_order(
     test: Callable[[Run], Result],
     tasks: int,
     orders: int,
+    device: str,
 ) -> tuple[list[dict[str, object]], dict[str, Run]]:
     """Do the whole study: each reading for each number of shots.
 
@@ -253,7 +250,7 @@ def study_order(
         shots: numbers of shots, each trained separately.
         run_of: returns the finished run of a recipe, training it if need be.
         test: tests a run on its test tasks.
-        tasks, orders: as of :func:`order_spread`.
+        tasks, orders, device: as of :func:`order_spread`.
 
     Returns:
         The rows, and the runs by the name of their recipe.
@@ -263,6 +260,6 @@ def study_order(
         for reading in READINGS:
             name = recipe_of(problem, reading, shot)
             runs[name] = run_of(name)
-            spread = order_spread(runs[name], tasks=tasks, orders=orders)
+            spread = order_spread(runs[name], tasks=tasks, orders=orders, device=device)
             rows.append(order_row(problem, reading, shot, test(runs[name]), spread))
     return rows, runs

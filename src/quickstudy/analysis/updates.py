@@ -17,7 +17,7 @@ from quickstudy.engine.models import Models
 from quickstudy.engine.recipe import instantiate, parse_recipe
 from quickstudy.engine.run import Run
 from quickstudy.engine.statistics import estimate
-from quickstudy.engine.train import build_methods
+from quickstudy.engine.testing import trained_methods
 from quickstudy.errors import RecipeError
 from quickstudy.methods import OPLSTM, Method, gradient, prototypes, task_loss
 from quickstudy.methods.oplstm import Layer
@@ -93,13 +93,12 @@ def learned_updates(
 
     Returns:
         A row for each validation, layer and quantity: the means of cosine and Euclidean distance over tasks and seeds,
-        and their 95 % intervals.
+        and their 95 % intervals. Tasks in which gradient descent diverges are left out; ``tasks`` are those that count.
 
     Raises:
         RecipeError: the run is not of OP-LSTM, or has kept no weights.
     """
-    settings = parse_recipe(run.recipe_text)
-    recipe = instantiate(settings)
+    recipe = instantiate(parse_recipe(run.recipe_text))
     if not isinstance(recipe.method, OPLSTM):
         raise RecipeError(f"{run.name} trained {type(recipe.method).__name__}; learned updates are those of OPLSTM")
     seeds, size = run.info["seeds"], recipe.validation.tasks
@@ -108,16 +107,13 @@ def learned_updates(
     validations = run.validations()
     if not validations:
         raise RecipeError(f"{run.folder} has kept no weights of its validations; train it with --validation.keep true")
-    methods = build_methods(lambda: instantiate(settings), seeds)
     source = recipe.dataset.split("val").to(device)
     rows, chunk = [], None
     for updates in validations:
         number = 0 if updates == 0 else -(-updates // recipe.validation.every)
         measured = []
-        for seed, method in zip(seeds, methods):
+        for seed, method in zip(seeds, trained_methods(run, run.validation(updates), device)):
             progress(f"validation after {updates:,} updates, seed {seed}")
-            method.load_state_dict(run.load_weights(run.validation(updates), seed))
-            method.to(device, recipe.train.dtype)
             result, chunk = evaluate(
                 Models([method]),
                 source,
@@ -143,7 +139,8 @@ def _rows(measured: Tensor, updates: int) -> list[dict]:
     for layer in range(layers + 1 if layers > 1 else 1):
         for number, quantity in enumerate(quantities):
             values = measured[:, layer, number]
-            if values.isnan().all():
+            values = values[values.isfinite().all(1)]
+            if len(values) < 2:
                 continue
             cosine, distance = estimate(values[:, 0]), estimate(values[:, 1])
             rows.append(
@@ -185,7 +182,7 @@ def draw_learned_updates(rows: Sequence[dict], path: Path, title: str) -> Path:
                 _draw(axis, own, measure, label, number, len(lines))
             axis.set_ylabel("cosine similarity" if measure == "cosine" else "Euclidean distance", fontsize=8)
             axis.set_xlabel("updates of meta-training", fontsize=8)
-            axis.tick_params(labelsize=7)
+            axis.tick_params(labelsize=7, which="both")
             axis.spines[["top", "right"]].set_visible(False)
             if measure == "cosine":
                 axis.axhline(0, color=QUIET, linewidth=0.6)

@@ -60,7 +60,7 @@ def permutation(
         return result
 
     wanted = SHOTS[problem] if shots is None else numbers_of(shots, "--shots")
-    rows, runs = study_order(problem, wanted, run_of, test, tasks, orders)
+    rows, runs = study_order(problem, wanted, run_of, test, tasks, orders, where)
     console.print(write_text(folder / "scores.csv", csv_text(rows)))
     console.print(draw_order(rows, folder / "scores.png", f"{problem}: a plain LSTM, batch against sequential reading"))
     console.print(draw_validations(runs, folder / "validations.png", str(rows[0]["metric"])))

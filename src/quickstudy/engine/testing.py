@@ -21,7 +21,7 @@ from quickstudy.engine.statistics import Estimate, estimate
 from quickstudy.engine.train import build_methods
 from quickstudy.errors import RecipeError
 from quickstudy.files import append_text, csv_text
-from quickstudy.methods import Norm
+from quickstudy.methods import Method, Norm
 from quickstudy.task import TaskShape
 
 
@@ -93,6 +93,23 @@ class Result:
         }
 
 
+def trained_methods(run: Run, weights: str, device: str = "cpu") -> list[Method]:
+    """Return the methods that a run has trained, one for each of its seeds, on a device and in the run's type.
+
+    Args:
+        run: the run.
+        weights: ``best``, ``last``, or those of a validation (:meth:`~quickstudy.engine.run.Run.validation`).
+        device: where to put them.
+    """
+    settings = parse_recipe(run.recipe_text)
+    seeds, dtype = run.info["seeds"], instantiate(settings).train.dtype
+    methods = build_methods(lambda: instantiate(settings), seeds)
+    for seed, method in zip(seeds, methods):
+        method.load_state_dict(run.load_weights(weights, seed))
+        method.to(device, dtype)
+    return methods
+
+
 def test_run(run: Run, wish: Wish, device: str) -> Result:
     """Test the models of a run on meta-test classes; the result is also appended to its ``test.jsonl``.
 
@@ -113,11 +130,9 @@ def test_run(run: Run, wish: Wish, device: str) -> Result:
     tasks = recipe.test.tasks if wish.tasks is None else wish.tasks
     if tasks < 1:
         raise RecipeError(f"a test needs at least one task, not {tasks}")
-    methods = build_methods(lambda: instantiate(settings), seeds)
+    methods = trained_methods(run, wish.weights, device)
     as_trained = {"norm": methods[0].norm, "steps": methods[0].test_steps}
-    for seed, method in zip(seeds, methods):
-        method.load_state_dict(run.load_weights(wish.weights, seed))
-        method.to(device, recipe.train.dtype)
+    for method in methods:
         if wish.norm:
             method.set_norm(wish.norm)
         if wish.steps is not None:

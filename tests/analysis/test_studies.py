@@ -1,0 +1,137 @@
+"""The studies measure what they say: nothing where order cannot matter, ones where gradient descent was learned."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from quickstudy.analysis.order import permuted
+from quickstudy.analysis.updates import RATE, compare
+from quickstudy.methods import OPLSTM, PlainLSTM
+from quickstudy.nn import MLP
+from quickstudy.task import Task
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+def pictures(way: int = 3, shot: int = 2) -> Task:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(way)
+    x, qx = (torch.randn(way * n, 6, dtype=torch.float64, generator=generator) for n in (shot, 4))
+    return Task(x, labels.repeat_interleave(shot), qx, labels.repeat_interleave(4), way)
+
+
+def wave() -> Task:
+    x = torch.linspace(-2, 2, 7, dtype=torch.float64)[:, None]
+    return Task(x[::2], x[::2].sin(), x, x.sin())
+
+
+@pytest.mark.parametrize("task", [pictures(), wave()], ids=["classes", "regression"])
+def test_only_what_reads_in_order_feels_the_order(task: Task) -> None:
+    generator = torch.Generator().manual_seed(1)
+    orders = torch.stack([torch.randperm(len(task.support_x), generator=generator) for _ in range(5)])
+    torch.manual_seed(0)
+    found = {}
+    for reading in ("batch", "sequential"):
+        method = PlainLSTM(nn.Flatten(), hidden=[8], steps=2, reading=reading)
+        method.build(task.map(lambda t: t.float() if t.is_floating_point() else t)).double()
+        with torch.no_grad():
+            for parameter in method.parameters():
+                parameter.mul_(4)  # so that an untrained LSTM tells classes apart
+        found[reading] = permuted(orders)(method, task)
+    assert found["batch"].abs().max() < 1e-12
+    deviation, flipped, score = found["sequential"]
+    assert deviation > 1e-3
+    assert score > 0
+    assert (flipped > 0) == (task.way is not None)
+
+
+class Rule(nn.Module):
+    """In place of an LSTM, a rule from (first, second) to its output."""
+
+    def __init__(self, rule: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.rule = rule
+
+    def unroll(self):
+        return lambda pair, state: (self.rule(*pair)[None], state)
+
+
+def trained(task: Task, backbone: nn.Module, out: Callable[[Tensor, Tensor], Tensor], **settings) -> OPLSTM:
+    torch.manual_seed(0)
+    method = OPLSTM(backbone, **settings)
+    method.build(task.map(lambda t: t.float() if t.is_floating_point() else t)).double()
+    method.out_lstm = Rule(out)  # type: ignore[assignment]
+    if method.adapts == "all":
+        method.body_lstm = Rule(lambda activation, message: message * (activation > 0))  # type: ignore[assignment]
+    return method
+
+
+def test_gradient_descent_is_like_gradient_descent() -> None:
+    task, steps = pictures(), 3
+
+    def slope(target: Tensor, prediction: Tensor) -> Tensor:
+        prediction = prediction.view(len(task.support_x), -1)
+        return RATE * (target.view_as(prediction) - prediction.softmax(-1)).flatten()
+
+    found = compare(trained(task, MLP([5, 4]), slope, steps=steps), task)
+    assert found.shape == (4, steps + 3, 2)  # three matrices and all of them; passes, total and twice prototypes
+    cosine, distance = found[:, : steps + 1].unbind(-1)
+    torch.testing.assert_close(cosine, torch.ones_like(cosine))
+    assert distance[:, steps].max() < 1e-12  # as many steps of the same size end at the same place
+    torch.testing.assert_close(found[:, 0, 1] / (1 - RATE), gradient_norms(task, steps))
+    assert found[:2, steps + 1 :].isnan().all()  # prototypes are of what the last matrix reads
+    assert found[2, steps + 1 :].isfinite().all()
+
+
+def gradient_norms(task: Task, steps: int) -> Tensor:
+    torch.manual_seed(0)
+    method = OPLSTM(MLP([5, 4]), steps=steps).build(task.map(lambda t: t.float() if t.is_floating_point() else t))
+    method.double()
+    prediction = method.run(method.layers, task.support_x)[0][-1]
+    loss = torch.nn.functional.cross_entropy(prediction, task.support_y)
+    slopes = torch.autograd.grad(loss, [layer.weight for layer in method.layers])
+    norms = torch.stack([slope.norm() for slope in slopes])
+    return torch.cat([norms, norms.norm()[None]])
+
+
+def test_a_matrix_of_prototypes_is_at_the_prototypes() -> None:
+    """The sum of twice the embeddings of each class, over an empty matrix, is twice the prototypes."""
+    task = pictures()
+    method = trained(task, nn.Flatten(), lambda target, prediction: 2 * 3 * target, adapts="head", bias="none")
+    with torch.no_grad():
+        method.head.weight.zero_()
+    found = compare(method, task)
+    torch.testing.assert_close(found[0, -1], torch.tensor([1.0, 0.0], dtype=torch.float64))
+
+
+def test_the_commands_write_tables_and_figures(tmp_path: Path, command: Command) -> None:
+    short = [f"--{key}" for key in ("train.updates=2", "train.trace=false", "validation.every=1", "validation.tasks=3")]
+    status, _, err = command(
+        *("study", "permutation", "sine", "--shots", "5", "--seeds", "0,1", "--tasks", "3", "--orders", "2"),
+        *("--out", "study", *short, "--test.tasks=3"),
+    )
+    assert (status, err) == (0, "")
+    batch, sequential = csv.DictReader((tmp_path / "study/scores.csv").read_text().splitlines())
+    assert (batch["published"], sequential["published"]) == ("0.0406", "0.0536")
+    assert float(batch["prediction_deviation"]) < 1e-5 < float(sequential["prediction_deviation"])
+    assert all((tmp_path / "study" / name).stat().st_size > 5000 for name in ("scores.png", "validations.png"))
+
+    status, _, err = command("train", "sine/op-lstm-5shot", *short)
+    assert (status, err) == (0, "")
+    status, _, err = command("study", "learned-updates", "runs/sine/op-lstm-5shot", "--tasks", "2")
+    assert (status, err) == (0, "")
+    folder = tmp_path / "results/studies/learned-updates-sine-op-lstm-5shot"
+    rows = list(csv.DictReader((folder / "updates.csv").read_text().splitlines()))
+    assert {row["updates"] for row in rows} == {"0", "1", "2"}
+    assert {row["quantity"] for row in rows} == {*(f"pass {n}" for n in range(1, 10)), "total"}
+    assert (folder / "updates.png").stat().st_size > 5000
+
+    status, _, err = command("study", "learned-updates", "study/runs/sine/lstm-batch-5shot")
+    assert status == 1
+    assert "PlainLSTM; learned updates are those of OPLSTM" in err
