@@ -8,11 +8,11 @@ from collections import Counter
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import loss_of
+from helpers import gradients, loss_of, scored
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from quickstudy.engine.models import LOOP, Models, meta_loss, scores
+from quickstudy.engine.models import LOOP, Models
 from quickstudy.errors import RecipeError
 from quickstudy.methods import MAML, MetaLSTM, Method, metalstm
 from quickstudy.methods.inner import Weights, value_and_gradient
@@ -301,16 +301,7 @@ METHODS = {
 
 def results(models: Models, tasks: Task, chunk: int, traced: bool) -> tuple[Tensor, list[Tensor], Tensor]:
     """Losses and meta-gradients in training, losses and accuracies in evaluation."""
-    losses, total = [], None
-    for values, gradients in models.differentiate(meta_loss, tasks, chunk, traced=traced):
-        losses.append(values)
-        total = gradients if total is None else [a + b for a, b in zip(total, gradients)]
-    assert total is not None
-    models.method.eval()
-    with torch.no_grad():
-        scored = torch.cat(list(models.run(scores, tasks, chunk, traced=traced)), dim=int(models.stacked))
-    models.method.train()
-    return torch.cat(losses, dim=-1), total, scored
+    return *gradients(models, tasks, chunk, traced), scored(models, tasks, chunk, traced)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -290,6 +290,7 @@ def test_stacked_seeds_equal_each_alone(name: str) -> None:
         ({"steps": 0}, "at least one pass, not 0"),
         ({"test_steps": 0}, r"0 \(test\)"),
         *(({"reads": reads}, f"reads: {reads} has a meaning only in an order") for reads in READS[1:]),
+        ({"reading": "sequential", "first_labels": True}, "first_labels is of the batch reading"),
         ({"norm": "joint"}, "norm batch or support, not 'joint'"),
     ],
 )

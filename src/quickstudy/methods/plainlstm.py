@@ -80,6 +80,8 @@ class PlainLSTM(Method):
             raise RecipeError(f"PlainLSTM takes at least one pass, not {steps} (training), {test_steps} (test)")
         if reading == "batch" and reads != "target":
             raise RecipeError(f"reads: {reads} has a meaning only in an order: use reading: sequential")
+        if reading == "sequential" and first_labels is not None:
+            raise RecipeError("first_labels is of the batch reading; the sequential one is told what it sees by reads")
         self.hidden = [*hidden]
         self.steps = steps
         self.test_steps = steps if test_steps is None else test_steps
