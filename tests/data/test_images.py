@@ -45,6 +45,20 @@ def test_rows_of_different_sizes_are_drawn_at_once() -> None:
         assert abs(chi_square(np.bincount(drawn[sizes == size].reshape(-1), minlength=size))) < 4
 
 
+def test_many_of_not_many_more_are_distinct_and_equally_likely() -> None:
+    """Drawn as a shuffle: whole classes, and parts of larger ones, in any order."""
+    sizes = np.tile([100, 150, 400], 500)
+    drawn = draw_distinct(np.random.default_rng(2), sizes, 100)
+    assert drawn.shape == (1500, 100)
+    assert all(len(set(row)) == 100 for row in drawn.tolist())
+    for size in (100, 150, 400):
+        rows = drawn[sizes == size]
+        assert rows.max() == size - 1
+        first = np.bincount(rows[:, :20].reshape(-1), minlength=size)
+        assert first.size == size
+        assert abs(chi_square(first)) < 4
+
+
 def test_a_task_has_the_shapes_and_the_label_blocks_of_its_way_and_shot(classes: ImageClasses) -> None:
     task = classes.tasks(SHAPE, 0, 6, seed=0)
     assert task.support_x.shape == (6, 15, 2, 3, 3)

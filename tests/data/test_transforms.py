@@ -19,6 +19,7 @@ from quickstudy.data.transforms import (
     CenterCrop,
     ColorJitter,
     Normalise,
+    RandomCrop,
     RandomFlip,
     RandomResizedCrop,
     Transform,
@@ -164,6 +165,20 @@ def test_the_central_square_is_kept() -> None:
         CenterCrop(10)(images, noise(2, 0))
 
 
+def test_random_crops_of_the_padded_image_are_anywhere() -> None:
+    images = noise(500, 3, 5, 6) + 1  # nothing is zero but the padding
+    crops = RandomCrop(4, 2)(images, noise(500, 2, seed=3))
+    padded = torch.nn.functional.pad(images, (2, 2, 2, 2))
+    corners = [(top, left) for top in range(6) for left in range(7)]
+    each = torch.stack([padded[:, :, top : top + 4, left : left + 4] for top, left in corners], 1)
+    found = (crops[:, None] == each).flatten(2).all(2)  # [500, corners]
+    assert (found.sum(1) == 1).all()
+    assert found.any(0).all()
+    assert torch.equal(RandomCrop(5, 0)(images[..., :5], noise(500, 2)), images[..., :5])
+    with pytest.raises(DataError, match="RandomCrop: cannot cut 32×32 pixels out of 14×13, padding included"):
+        RandomCrop()(images, noise(500, 2))
+
+
 # ---------------------------------------------------------------------- flips and colours
 
 
@@ -272,6 +287,8 @@ def test_an_image_depends_on_its_own_numbers_alone_and_the_given_ones_stay(trans
         (lambda: RandomResizedCrop(area=(0, 1)), r"RandomResizedCrop: area is .* got \(0, 1\)"),
         (lambda: RandomResizedCrop(ratio=(2, 1)), r"RandomResizedCrop: ratio is .* got \(2, 1\)"),
         (lambda: CenterCrop(0), "CenterCrop: size is at least 1"),
+        (lambda: RandomCrop(0), "RandomCrop: size is at least 1 pixel; got 0"),
+        (lambda: RandomCrop(4, -1), "RandomCrop: padding is 0 pixels or more; got -1"),
         (lambda: RandomFlip(1.5), "RandomFlip: probability is 0 to 1; got 1.5"),
         (lambda: ColorJitter(hue=0.6), "ColorJitter: .* hue is 0 to 0.5; got 0.4, 0.4, 0.4 and 0.6"),
         (lambda: Normalise(std=(1, 1, 0)), "Normalise: needs as many means as standard deviations"),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from quickstudy.errors import RecipeError
-from quickstudy.nn import LSTM, CellState, CoordinateLSTM, compiled
+from quickstudy.nn import LSTM, BidirectionalLSTM, CellState, CoordinateLSTM, compiled
 from quickstudy.nn.lstm import LSTMCell
 
 needs_compiler = pytest.mark.skipif(
@@ -98,6 +98,22 @@ def test_a_stack_equals_the_layers_of_torch_step_by_step(hidden: list[int]) -> N
     for layer in theirs:
         whole, _ = layer(whole)
     torch.testing.assert_close(mine[2 * len(hidden) - 2 :: 2 * len(hidden)], list(whole))  # the top h of each step
+
+
+@pytest.mark.parametrize("length", [1, 6])
+def test_both_directions_equal_those_of_torch(length: int) -> None:
+    """Each element gets what the cell on its way back had there, not what it had as long after its start."""
+    torch.manual_seed(0)
+    ours, theirs = BidirectionalLSTM(3, 4).double(), nn.LSTM(3, 4, bidirectional=True).double()
+    ours.onward.load_state_dict({name: getattr(theirs, f"{name}_l0") for name in ours.onward.state_dict()})
+    ours.backward.load_state_dict({name: getattr(theirs, f"{name}_l0_reverse") for name in ours.backward.state_dict()})
+    sequence = normal(length, 3).requires_grad_()
+    found, expected = list(ours(sequence)), list(theirs(sequence)[0].split(4, -1))
+    torch.testing.assert_close(found, expected)
+    inputs = [[sequence, *lstm.parameters()] for lstm in (ours, theirs)]
+    torch.testing.assert_close(slopes(found, inputs[0]), slopes(expected, inputs[1]))
+    sequences = normal(2, length, 3, seed=1)
+    torch.testing.assert_close(vmap(ours)(sequences), tuple(map(torch.stack, zip(*map(ours, sequences)))))
 
 
 def coordinates(sizes: tuple[int, ...], seed: int = 0, compiled: bool = False) -> CoordinateLSTM:

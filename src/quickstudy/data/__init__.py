@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from quickstudy.data.base import SPLITS, Dataset, Split, TaskSource
+    from quickstudy.data.cifarfs import CIFARFS
     from quickstudy.data.cub import CUB
+    from quickstudy.data.embeddings import Embeddings, write_embeddings
     from quickstudy.data.folders import ClassFolders
     from quickstudy.data.glyphs import Glyphs
     from quickstudy.data.images import ImageClasses
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
         CenterCrop,
         ColorJitter,
         Normalise,
+        RandomCrop,
         RandomFlip,
         RandomResizedCrop,
         Transform,
@@ -35,8 +38,11 @@ _HOMES = {
     "Dataset": "base",
     "Split": "base",
     "TaskSource": "base",
+    "CIFARFS": "cifarfs",
     "CUB": "cub",
     "ClassFolders": "folders",
+    "Embeddings": "embeddings",
+    "write_embeddings": "embeddings",
     "Glyphs": "glyphs",
     "ImageClasses": "images",
     "MiniImageNet": "miniimagenet",
@@ -52,12 +58,14 @@ _HOMES = {
     "CenterCrop": "transforms",
     "ColorJitter": "transforms",
     "Normalise": "transforms",
+    "RandomCrop": "transforms",
     "RandomFlip": "transforms",
     "RandomResizedCrop": "transforms",
     "Transform": "transforms",
 }
 
 __all__ = [
+    "CIFARFS",
     "CUB",
     "DATASETS",
     "SPLITS",
@@ -65,12 +73,14 @@ __all__ = [
     "ClassFolders",
     "ColorJitter",
     "Dataset",
+    "Embeddings",
     "Entry",
     "Glyphs",
     "ImageClasses",
     "MiniImageNet",
     "Normalise",
     "Omniglot",
+    "RandomCrop",
     "RandomFlip",
     "RandomResizedCrop",
     "Sine",
@@ -81,6 +91,7 @@ __all__ = [
     "contact_sheet",
     "dataset_entry",
     "open_store",
+    "write_embeddings",
     "write_store",
 ]
 

@@ -6,6 +6,7 @@ import os
 import stat
 import zipfile
 import zlib
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import TracebackType
 
@@ -117,6 +118,30 @@ class Folder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         pass
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file of an archive or a folder, with what a ``Path`` offers for reading it.
+
+    Args:
+        files: where it is.
+        name: one of ``files.names``.
+    """
+
+    files: Archive | Folder
+    name: str
+
+    def read_bytes(self) -> bytes:
+        """Return its content.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        return self.files.read(self.name)
+
+    def __str__(self) -> str:
+        return f"{self.name} in {self.files.path}"
 
 
 def open_files(path: Path, *, limit: int = 64 * GIB) -> Archive | Folder:

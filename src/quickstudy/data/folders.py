@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import ClassVar, get_args
 
 import numpy as np
 
+from quickstudy.data.archive import Member
 from quickstudy.data.base import SPLITS, Dataset, Split, TaskSource, split_title
 from quickstudy.data.decode import Resize, decode_image, square
 from quickstudy.data.images import ImageClasses
@@ -24,10 +28,10 @@ from quickstudy.errors import DataError
 VERSION = 1
 """Raised with every change that changes a pixel of the packed stores."""
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 """Endings of image files, in small letters; other files are ignored."""
 
-Files = dict[Split, dict[str, list[Path]]]
+Files = Mapping[Split, Mapping[str, Sequence[Path | Member]]]
 """The image files of every class of every split."""
 
 
@@ -72,7 +76,7 @@ class ClassFolders(Dataset):
     @classmethod
     @abstractmethod
     def find(cls, place: Path) -> Path | None:
-        """Return the folder of the data, which is ``place`` or lies in it, or ``None`` if there is none."""
+        """Return the folder (or archive) of the data: ``place``, or one in it, or ``None`` if there is none."""
 
     @classmethod
     @abstractmethod
@@ -173,6 +177,44 @@ def classes_of_split(everything: ImageClasses, split: Split, title: str) -> Imag
     return ImageClasses(everything.images[first:last], starts - first, counts, names, title)
 
 
+@cache
+def published_split(title: str) -> dict[str, Split]:
+    """Return the split of each class of a dataset, from the list of that title that comes with the library."""
+    text = (resources.files("quickstudy.data") / "splits" / f"{title}.json").read_text(encoding="utf-8")
+    names = json.loads(text)
+    return {name: split for split in SPLITS for name in names[split]}
+
+
+def check_split(files: Files, known: Mapping[str, Split], title: str, whose: str) -> None:
+    """Raise unless every class is in one split only, and a known one in its own.
+
+    Args:
+        files: of every class of every split.
+        known: the published split of each class; others may be in any.
+        title: what messages call the data, such as ``"miniimagenet: /data/miniImagenet"``.
+        whose: split it is, such as ``"Ravi and Larochelle's"``.
+
+    Raises:
+        DataError: the message names the classes.
+    """
+    placed: list[tuple[Split, str]] = [(split, name) for split in SPLITS for name in files[split]]
+    wrong = [f"{split}/{name} belongs in {known[name]}/" for split, name in placed if known.get(name, split) != split]
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise DataError(
+            f"{title} has {len(wrong)} classes in another split than {whose}: {'; '.join(wrong[:5])}{more}; "
+            "move their folders"
+        )
+    seen: dict[str, Split] = {}
+    for split, name in placed:
+        if name in seen:
+            raise DataError(
+                f"{title} has the class {name} in both {seen[name]}/ and {split}/, and no class may be in two splits: "
+                "remove one of its folders"
+            )
+        seen[name] = split
+
+
 def class_files(folder: Path) -> dict[str, list[Path]]:
     """Return the image files of each folder in ``folder``; classes and files in order of name, hidden ones ignored.
 
@@ -196,7 +238,7 @@ def class_files(folder: Path) -> dict[str, list[Path]]:
 
 
 def read_classes(
-    classes: Mapping[str, Sequence[Path]], side: int, resize: Resize, title: str
+    classes: Mapping[str, Sequence[Path | Member]], side: int, resize: Resize, title: str
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield name and images, uint8 ``[count, 3, side, side]``, of one class after the other.
 
@@ -215,7 +257,7 @@ def read_classes(
             yield name, np.stack(list(images))
 
 
-def read_image(file: Path, side: int, resize: Resize) -> np.ndarray:
+def read_image(file: Path | Member, side: int, resize: Resize) -> np.ndarray:
     """Return an image file in RGB, uint8 ``[3, side, side]``.
 
     Raises:

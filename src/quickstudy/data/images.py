@@ -20,7 +20,8 @@ BLOCK = 256
 def draw_distinct(rng: np.random.Generator, sizes: np.ndarray, count: int) -> np.ndarray:
     """Draw ``count`` distinct numbers of ``range(sizes[r])`` for every row ``r``, in random order.
 
-    Floyd's algorithm over all rows at once: ``count`` steps, whatever the sizes.
+    Floyd's algorithm over all rows at once: ``count`` steps, whatever the sizes; each looks at all that were drawn, so
+    that a hundred or more, of at most four times as many, are the first of a shuffle instead.
 
     Args:
         rng: source of randomness.
@@ -31,6 +32,10 @@ def draw_distinct(rng: np.random.Generator, sizes: np.ndarray, count: int) -> np
         ``[R, count]`` int64; every ordered selection is equally likely.
     """
     rows = len(sizes)
+    if count >= 100 and sizes.max() <= 4 * count:
+        keys = rng.random((rows, int(sizes.max())))
+        keys[np.arange(keys.shape[1]) >= sizes[:, None]] = 2.0  # last of all
+        return keys.argsort(axis=1)[:, :count]
     chosen = np.full((rows, count), -1, dtype=np.int64)
     for position in range(count):
         highest = sizes - count + position
@@ -46,7 +51,8 @@ class ImageClasses(TaskSource):
     """Classes of images in one packed array; class ``c`` holds rows ``starts[c] .. starts[c]+counts[c]-1``.
 
     Args:
-        images: uint8 ``[n, channels, height, width]``; may be a memory map, or lie on a GPU.
+        images: uint8 ``[n, channels, height, width]``, or float32 ``[n, ...]`` (embeddings, say), which tasks hold as
+            it is; may be a memory map, or lie on a GPU.
         starts: first row of each class, ``[classes]``.
         counts: images of each class, ``[classes]``.
         names: name of each class.
@@ -101,7 +107,7 @@ class ImageClasses(TaskSource):
         return replace(self, images=self.images.to(device), _blocks={})
 
     def tasks(self, shape: TaskShape, start: int, stop: int, *, seed: int) -> Task:
-        """Return tasks ``start .. stop-1``: images as float32 in [0, 1], examples ordered by class."""
+        """Return tasks ``start .. stop-1``: uint8 images as float32 in [0, 1], examples ordered by class."""
         rows = self._rows(shape, start, stop, seed)  # [B, way, shot + queries]
         way, shot, queries = shape.way or 0, shape.shot, shape.queries
         device = self.images.device
@@ -109,8 +115,10 @@ class ImageClasses(TaskSource):
 
         def gather(chosen: Tensor) -> Tensor:
             index = chosen.reshape(-1).to(device, non_blocking=True)
-            pixels = self.images.index_select(0, index).to(torch.float32).mul_(1 / 255)
-            return pixels.view(stop - start, -1, *self.images.shape[1:])
+            found = self.images.index_select(0, index)
+            if found.dtype == torch.uint8:
+                found = found.to(torch.float32).mul_(1 / 255)
+            return found.view(stop - start, -1, *self.images.shape[1:])
 
         return Task(
             gather(rows[:, :, :shot]),

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from functools import lru_cache
-from importlib import resources
 from pathlib import Path
 from typing import ClassVar
 
 from quickstudy.data.base import SPLITS, Split
-from quickstudy.data.folders import ClassFolders, Files, class_files
-from quickstudy.errors import DataError
+from quickstudy.data.folders import ClassFolders, Files, check_split, class_files, published_split
 
 
 class MiniImageNet(ClassFolders):
@@ -39,33 +35,10 @@ class MiniImageNet(ClassFolders):
             DataError: a class is in another split than Ravi and Larochelle's, or in two, or a folder cannot be read.
         """
         files: Files = {split: class_files(folder / split) for split in SPLITS}
-        known = ravi_split()
-        wrong = [
-            f"{split}/{name} belongs in {known[name]}/"
-            for split in SPLITS
-            for name in files[split]
-            if known.get(name, split) != split
-        ]
-        if wrong:
-            more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-            raise DataError(
-                f"{cls.name}: {len(wrong)} classes of {folder} are in another split than Ravi and Larochelle's: "
-                f"{'; '.join(wrong[:5])}{more}; move their folders"
-            )
-        seen: dict[str, Split] = {}
-        for split in SPLITS:
-            for name in files[split]:
-                if name in seen:
-                    raise DataError(
-                        f"{cls.name}: the class {name} is in both {seen[name]}/ and {split}/ of {folder}, and no class "
-                        "may be in two splits: remove one of its folders"
-                    )
-                seen[name] = split
+        check_split(files, ravi_split(), f"{cls.name}: {folder}", "Ravi and Larochelle's")
         return files
 
 
-@lru_cache(maxsize=1)
 def ravi_split() -> dict[str, Split]:
     """Return the split of each of the 100 classes (WordNet ids), as in Ravi and Larochelle (2017)."""
-    text = (resources.files("quickstudy.data") / "splits" / "miniimagenet-ravi.json").read_text(encoding="utf-8")
-    return {name: split for split, names in json.loads(text).items() for name in names}
+    return published_split("miniimagenet-ravi")

@@ -96,6 +96,21 @@ DATASETS: dict[str, Entry] = {
             "NIPS 2016; split: Ravi, Larochelle: Optimization as a model for few-shot learning. ICLR 2017",
         ),
         Entry(
+            name="cifar-fs",
+            target="quickstudy.data.cifarfs:CIFARFS",
+            description="CIFAR-100 in Bertinetto et al.'s split: 600 photographs of each class, 32×32",
+            classes="64 / 16 / 20",
+            size="no download, 184 MB packed",
+            licence="none given",
+            homepage="https://www.cs.toronto.edu/~kriz/cifar.html",
+            how="put the images of CIFAR-100, training and test alike, into "
+            "$QUICKSTUDY_DATA/cifar-fs/{train,val,test}/<class>/ as PNG or WebP (set QUICKSTUDY_DATA to a folder of "
+            "yours), or these folders into $QUICKSTUDY_DATA/cifar-fs.zip, or name the folder or the archive as the "
+            "dataset's `root`",
+            citation="Krizhevsky: Learning multiple layers of features from tiny images. 2009; split: Bertinetto, "
+            "Henriques, Torr, Vedaldi: Meta-learning with differentiable closed-form solvers. ICLR 2019",
+        ),
+        Entry(
             name="cub",
             target="quickstudy.data.cub:CUB",
             description="CUB-200-2011: photographs of 200 species of birds, 41 to 60 of each",
@@ -108,6 +123,22 @@ DATASETS: dict[str, Entry] = {
             "folder of yours), or name the folder it is unpacked in as the dataset's `root`",
             citation="Wah, Branson, Welinder, Perona, Belongie: The Caltech-UCSD Birds-200-2011 dataset. Caltech "
             "2011; split: Chen, Liu, Kira, Wang, Huang: A closer look at few-shot classification. ICLR 2019",
+        ),
+        Entry(
+            name="embeddings",
+            target="quickstudy.data.embeddings:Embeddings",
+            description="images as vectors of a pre-trained network: those of LEO's authors, or your own",
+            classes="64 / 16 / 20 (miniImageNet), 351 / 97 / 160 (tieredImageNet), or yours",
+            size="no download, read as they are",
+            licence="the released ones: none given; yours: that of the images",
+            homepage="https://github.com/google-deepmind/leo",
+            how="for those of LEO's authors get http://storage.googleapis.com/leo-embeddings/embeddings.zip and unpack "
+            "it in $QUICKSTUDY_DATA, which makes $QUICKSTUDY_DATA/embeddings/miniImageNet/center and so on (set "
+            "QUICKSTUDY_DATA to a folder of yours), or name the folder that holds miniImageNet/ as the dataset's "
+            "`root`; your own are {train,val,test}.safetensors in `root`, written by `quickstudy embed`, or by "
+            "`quickstudy.data.write_embeddings`",
+            citation="Rusu, Rao, Sygnowski, Vinyals, Pascanu, Osindero, Hadsell: Meta-learning with latent embedding "
+            "optimization. ICLR 2019",
         ),
     )
 }

@@ -36,6 +36,8 @@ def contact_sheet(
     path = Path(path)
     if min(rows, columns, zoom, len(classes)) < 1:
         raise DataError(f"{classes.title}: a sheet needs at least one class, row, column and a zoom of 1")
+    if classes.images.dim() != 4:
+        raise DataError(f"{classes.title}: these are not images, and cannot be drawn")
     chosen = np.unique(np.linspace(0, len(classes) - 1, rows).round().astype(int))
     columns = min(columns, int(classes.counts[chosen].max()))
     channels, height, width = classes.images.shape[1:]

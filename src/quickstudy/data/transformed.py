@@ -12,7 +12,7 @@ from torch import Tensor
 
 from quickstudy.data.base import TaskSource, generator
 from quickstudy.data.images import BLOCK
-from quickstudy.data.transforms import Transform
+from quickstudy.data.transforms import Transform, transform_images
 from quickstudy.errors import DataError
 from quickstudy.task import Task, TaskShape
 
@@ -72,11 +72,8 @@ class TransformedTasks(TaskSource):
 
     def _apply(self, images: Tensor, unit: Tensor) -> Tensor:
         """Transform images ``[B, M, C, H, W]`` by their numbers ``[B, M, numbers]``."""
-        flat = images.flatten(0, 1)
-        shares = unit.flatten(0, 1).split([transform.numbers for transform in self.transforms], dim=1)
-        for transform, share in zip(self.transforms, shares, strict=True):
-            flat = transform(flat, share)
-        return flat.unflatten(0, images.shape[:2])
+        done = transform_images(self.transforms, images.flatten(0, 1), unit.flatten(0, 1))
+        return done.unflatten(0, images.shape[:2])
 
 
 @lru_cache(maxsize=8)

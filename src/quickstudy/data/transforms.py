@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from itertools import permutations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from quickstudy.errors import DataError
@@ -43,6 +44,19 @@ class Transform(ABC):
         Raises:
             DataError: the images do not suit the transform.
         """
+
+
+def transform_images(transforms: Sequence[Transform], images: Tensor, unit: Tensor) -> Tensor:
+    """Apply transforms in turn.
+
+    Args:
+        transforms: what is to be done.
+        images: float ``[n, C, H, W]`` in [0, 1].
+        unit: the numbers of all transforms for each image, ``[n, numbers]`` in [0, 1), on the same device.
+    """
+    for transform, share in zip(transforms, unit.split([own.numbers for own in transforms], dim=1), strict=True):
+        images = transform(images, share)
+    return images
 
 
 class CenterCrop(Transform):
@@ -97,6 +111,39 @@ class Normalise(Transform):
             )
         mean, std = (images.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         return (images - mean).div_(std)
+
+
+class RandomCrop(Transform):
+    """Surround an image with zeros, and cut out a square anywhere (He et al., 2016, for CIFAR).
+
+    Args:
+        size: height and width of the square, in pixels.
+        padding: pixels of zeros on each side.
+    """
+
+    numbers = 2
+
+    def __init__(self, size: int = 32, padding: int = 4) -> None:
+        self.size = _at_least_one("RandomCrop", size)
+        if padding < 0:
+            raise DataError(f"RandomCrop: padding is 0 pixels or more; got {padding}")
+        self.padding = padding
+
+    def __call__(self, images: Tensor, unit: Tensor) -> Tensor:
+        """Return ``[n, C, size, size]``."""
+        padded = F.pad(images, (self.padding,) * 4)
+        height, width = padded.shape[-2:]
+        if min(height, width) < self.size:
+            raise DataError(
+                f"RandomCrop: cannot cut {self.size}×{self.size} pixels out of {width}×{height}, padding included; "
+                "lower its size, or raise the dataset's image_size"
+            )
+        rooms = unit.new_tensor([height, width]) - self.size + 1
+        corners = (unit * rooms).long()  # [n, 2]
+        square = torch.arange(self.size, device=images.device)
+        rows, columns = (corner[:, None] + square for corner in corners.unbind(1))
+        each = torch.arange(len(images), device=images.device)[:, None, None]
+        return padded[each, :, rows[:, :, None], columns[:, None]].movedim(-1, 1)
 
 
 class RandomFlip(Transform):

@@ -28,8 +28,12 @@ class Conv4(nn.Module):
         self.convs = nn.ModuleList(Conv2d(channels, 3, padding=1) for _ in range(blocks))
         self.norms = nn.ModuleList(BatchNorm(channels, eps) for _ in range(blocks))
 
+    def block(self, number: int, x: Tensor) -> Tensor:
+        """Run one block: ``[M, C, H, W]`` to ``[M, channels, H // 2, W // 2]``."""
+        x = self.norms[number](self.convs[number](x))
+        return F.relu(F.max_pool2d(x, 2))  # as ReLU before pooling, gradients included, on a quarter of the data
+
     def forward(self, x: Tensor) -> Tensor:
-        for conv, norm in zip(self.convs, self.norms):
-            x = norm(conv(x))
-            x = F.relu(F.max_pool2d(x, 2))  # as ReLU before pooling, gradients included, on a quarter of the data
+        for number in range(len(self.convs)):
+            x = self.block(number, x)
         return x.flatten(1)

@@ -1,6 +1,6 @@
 """LSTMs from matrix products: they are batched over tasks and differentiated like any other code.
 
-``torch.nn.LSTM`` has no rule for ``vmap``. These two are its equals, with the same parameters, equations and
+``torch.nn.LSTM`` has no rule for ``vmap``. These are its equals, with the same parameters, equations and
 initialisation, and leave out what a caller knows to be zero or common to all rows.
 """
 
@@ -114,6 +114,32 @@ class LSTM(nn.Module):
     def start(self) -> list[CellState]:
         """Return the state before the first step: zeros."""
         return [CellState() for _ in self.cells]
+
+
+class BidirectionalLSTM(nn.Module):
+    """Two :class:`LSTMCell` that read a sequence, one from its first element on, one from its last back.
+
+    Args:
+        inputs: size of an element.
+        hidden: size of each cell.
+    """
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__()
+        self.onward = LSTMCell(inputs, hidden)
+        self.backward = LSTMCell(inputs, hidden)
+
+    def forward(self, sequence: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what each cell has in its hidden state at every element of ``[L, inputs]``, twice ``[L, hidden]``."""
+        return _read(self.onward, sequence), _read(self.backward, sequence.flip(0)).flip(0)
+
+
+def _read(cell: LSTMCell, sequence: Tensor) -> Tensor:
+    state, hidden = CellState(), []
+    for gates in cell.inward(sequence).split(1):
+        state = cell(gates, state)
+        hidden.append(state.h)
+    return torch.cat(hidden)
 
 
 def _stack(inputs: int, hidden: Sequence[int]) -> Any:
