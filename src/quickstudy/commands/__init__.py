@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
 
 from quickstudy.errors import RecipeError, suggest
 
-SETTINGS = ("dataset", "method", "train", "validation", "test", "optimizer", "schedule", "published")
+SETTINGS = (
+    *("dataset", "method", "backbone", "train", "validation", "test", "optimizer", "schedule"),
+    *("pretrained", "published"),
+)
 """The sections of a recipe; ``--<section>.<key>`` overrides a setting of it."""
 
 
@@ -38,7 +43,7 @@ def call(name: str, function: Callable[..., int | None], arguments: Sequence[str
         parsed = parser.parse_args(own)
     except ArgumentError as error:
         message = re.sub(r"\s*\n\s*", " ", str(error))
-        choice = re.search(r'key "([\w.]+)": .*typing\.Literal\[(.+?)\].*Given value: (\S+)', message)
+        choice = re.search(r'key "([\w.]+)": .*typing\.Literal\[(.+?)\].*(?:Given|Got) value: (\S+)', message)
         if choice:
             message = f"--{choice[1]} takes one of {choice[2]}, not {choice[3]!r}"
         wrong = re.search(r"unrecognized arguments: (--[\w-]+)", message)
@@ -80,6 +85,25 @@ def numbers_of(text: str, option: str) -> list[int]:
     if not numbers or min(numbers) < 0:
         raise RecipeError(f"{option} takes whole numbers with commas between them, such as 0,1,2; got {text!r}")
     return numbers
+
+
+def recipe_and_name(recipe: str, command: str = "train") -> tuple[str, str]:
+    """Return the YAML and the name of a recipe, given its name or the path of a file.
+
+    Args:
+        recipe: its name, or a path that ends in ``.yaml``.
+        command: that it is for.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    from quickstudy.engine.recipe import recipe_text
+
+    text = recipe_text(recipe, command)
+    if not recipe.endswith((".yaml", ".yml")):
+        return text, recipe
+    sys.path.append(str(Path(recipe).parent.resolve()))  # class_path finds modules beside the recipe
+    return text, Path(recipe).stem
 
 
 def pick_device(device: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 
@@ -11,7 +12,7 @@ def recipes(filter: str = "", measured: bool = False, format: Literal["table", "
     Accuracies are in percent, others are mean squared errors, each with its 95 % interval.
 
     Args:
-        filter: only recipes whose name contains this; the full name of a recipe prints its settings.
+        filter: only recipes in whose name a word begins with this; the full name of a recipe prints its settings.
         measured: only recipes that were run here.
         format: a table for people, or Markdown.
     """
@@ -23,13 +24,14 @@ def recipes(filter: str = "", measured: bool = False, format: Literal["table", "
     from quickstudy.engine.recipe import dump_recipe
     from quickstudy.errors import RecipeError, suggest
 
-    names = engine.recipe_names()
-    if filter in names:
-        text = engine.recipe_text(filter)
+    names, embedding = engine.recipe_names(), engine.recipe_names("embed")
+    if filter in names or filter in embedding:
+        command, kind = ("train", engine.Recipe) if filter in names else ("embed", engine.EmbedRecipe)
+        text = engine.recipe_text(filter, command)
         comment = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
-        print(comment + dump_recipe(engine.parse_recipe(text)), end="")
+        print(comment + dump_recipe(engine.parse_recipe(text, kind=kind), kind), end="")
         return
-    found = [name for name in names if filter in name]
+    found = [name for name in names if re.search(rf"(?<![a-z0-9]){re.escape(filter)}", name)]
     if not found:
         known = [*dict.fromkeys(name.split("/")[0] for name in names), *names]
         raise RecipeError(f"no recipe has {filter!r} in its name{suggest(filter, known)}; leave it out to see all")
@@ -48,4 +50,9 @@ def recipes(filter: str = "", measured: bool = False, format: Literal["table", "
     for line in lines:
         table.add_row(*map(escape, line))
     console.print(table, highlight=False)
-    console.print("\nquickstudy recipes NAME shows a recipe, quickstudy train NAME runs it", highlight=False)
+    console.print(
+        "\nquickstudy recipes NAME shows a recipe, quickstudy train NAME runs it; quickstudy embed NAME takes "
+        f"{', '.join(embedding)}",
+        soft_wrap=True,
+        highlight=False,
+    )

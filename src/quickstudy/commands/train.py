@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from quickstudy.commands import numbers_of, pick_device
+from quickstudy.commands import numbers_of, pick_device, recipe_and_name
 
 
 def train(
@@ -44,10 +43,7 @@ def train(
     if begun.exists():
         text, name, folder, numbers = begun.recipe_text, begun.name, begun.folder, begun.info["seeds"]
     else:
-        text, name, numbers = engine.recipe_text(recipe), recipe, [0]
-        if recipe.endswith((".yaml", ".yml")):
-            sys.path.append(str(Path(recipe).parent.resolve()))  # class_path finds modules beside the recipe
-            name = Path(recipe).stem
+        (text, name), numbers = recipe_and_name(recipe), [0]
         folder = Path("runs") / name
     parsed = engine.parse_recipe(text, settings)
     folder = out or folder

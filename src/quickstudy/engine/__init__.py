@@ -3,6 +3,7 @@
 from quickstudy.engine.evaluate import evaluate
 from quickstudy.engine.job import train
 from quickstudy.engine.models import LOOP, Models, meta_loss, scores
+from quickstudy.engine.pretrain import EmbedRecipe, Pretrained, pretrain
 from quickstudy.engine.recipe import Recipe, instantiate, parse_recipe, recipe_names, recipe_text
 from quickstudy.engine.run import Run
 from quickstudy.engine.statistics import Estimate, estimate
@@ -10,8 +11,10 @@ from quickstudy.engine.train import build_methods
 
 __all__ = [
     "LOOP",
+    "EmbedRecipe",
     "Estimate",
     "Models",
+    "Pretrained",
     "Recipe",
     "Run",
     "build_methods",
@@ -20,6 +23,7 @@ __all__ = [
     "instantiate",
     "meta_loss",
     "parse_recipe",
+    "pretrain",
     "recipe_names",
     "recipe_text",
     "scores",

@@ -17,8 +17,8 @@ from quickstudy.engine.train import (
     Group,
     Interrupted,
     Listener,
-    build_methods,
     caught_signals,
+    initial_methods,
     train_group,
 )
 from quickstudy.errors import BackboneError, RecipeError, TrainingError
@@ -69,24 +69,17 @@ def train(
     listener = listener or Quiet()
     seeds = list(dict.fromkeys(seeds))
     text = dump_recipe(settings)
-    begun = run.exists() and not overwrite
-    if not run.exists() and folder.is_dir() and set(folder.iterdir()) - run.own_files():
-        raise RecipeError(f"{folder} holds other things than a run; choose another folder with --out")
-    if begun and not resume:
-        raise RecipeError(
-            f"{folder} holds a training already: continue it with --resume, replace it with --overwrite, "
-            "or choose another folder with --out"
-        )
+    begun = run.begun(resume=resume, overwrite=overwrite)
 
     def make() -> Recipe:
         return instantiate(settings)
 
     def group_of(group_seeds: list[int]) -> Group:
-        return Group(make(), group_seeds, build_methods(make, group_seeds), device)
+        return Group(make(), group_seeds, initial_methods(make, group_seeds), device)
 
     if begun:
         info = run.info
-        _check_same(run, text, settings, seeds, info)
+        check_same(run, settings, seeds)
     else:
         info = {"recipe": name, "seeds": seeds, "groups": _grouping(group_of, seeds), **environment(device)}
     first = group_of(info["groups"][0])  # may complain of data or network: before anything is written or removed
@@ -149,15 +142,14 @@ def _seconds_per_update(group: Group) -> float:
     return best
 
 
-def _check_same(run: Run, text: str, settings: Namespace, seeds: list[int], info: dict[str, Any]) -> None:
+def check_same(run: Run, settings: Namespace, seeds: list[int], kind: type = Recipe) -> None:
     """Raise unless a resumed training has the settings and seeds that it began with (updates may grow)."""
-    if info["seeds"] != seeds:
-        raise RecipeError(f"{run.folder} was trained with seeds {info['seeds']}, not {seeds}; choose another --out")
-    if run.recipe_text == text:
-        return
+    begun = run.info["seeds"]
+    if begun != seeds:
+        raise RecipeError(f"{run.folder} was trained with seeds {begun}, not {seeds}; choose another --out")
     changed = [
         f"{key}: {old} became {new}"
-        for key, (old, new) in differences(parse_recipe(run.recipe_text), settings).items()
+        for key, (old, new) in differences(parse_recipe(run.recipe_text, kind=kind), settings).items()
         if key != "train.updates"
     ]
     if changed:

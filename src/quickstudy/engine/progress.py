@@ -20,12 +20,16 @@ class Bar:
         tasks: tasks of one update of one seed.
         metric: ``accuracy`` or ``mse``.
         console: where to write.
+        unit: what the rate counts, if not tasks.
     """
 
-    def __init__(self, title: str, updates: int, tasks: int, metric: str, console: Console) -> None:
+    def __init__(
+        self, title: str, updates: int, tasks: int, metric: str, console: Console, unit: str = "tasks"
+    ) -> None:
         self.console = console
         self.metric = metric
         self.tasks = tasks
+        self.unit = unit
         self.updates = updates
         self.title = title
         self._bar = Progress(
@@ -86,7 +90,7 @@ class Bar:
         return f"{100 * value:.1f} %" if self.metric == "accuracy" else f"{value:.4g}"
 
     def _status(self) -> str:
-        rate = f"{self._rate:,.0f} tasks/s" if self._rate else ""
+        rate = f"{self._rate:,.0f} {self.unit}/s" if self._rate else ""
         return " · ".join(part for part in (rate, self._loss, self._validation) if part)
 
     def _show(self, updates: int) -> None:

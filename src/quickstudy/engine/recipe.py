@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from pydoc import locate
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import yaml
@@ -30,11 +30,14 @@ class Training:
     Args:
         task: size of the meta-training tasks.
         meta_batch: tasks of one update.
-        updates: updates in all.
+        updates: updates in all; with 0 the method is only tested.
         reduction: whether the task losses of a meta-batch are averaged or summed.
         clip_value: bound on the absolute value of each element of the meta-gradient.
+        clip_parameter_norm: bound on the norm of the meta-gradient of each parameter by itself, after ``clip_value``.
         clip_norm: bound on the norm of the whole meta-gradient.
         clip_each_task: apply ``clip_value`` to the running sum after every task, not once an update.
+        decay_if_broken: where a loss or a meta-gradient is not finite, go on with this times the weights (matrices and
+            kernels; nothing else moves) in the place of the meta-gradient; if not given, stop with an error.
         precision: of the forward passes (``bfloat16`` by autocast; weights stay in float32), or ``float64`` for all.
         batching: ``auto`` times the loop, vmap, and chunks of it on the first batch; ``loop`` and ``vmap`` choose.
         chunk: most tasks at a time (less memory); no bound if not given.
@@ -47,8 +50,10 @@ class Training:
     updates: int = 10_000
     reduction: Literal["mean", "sum"] = "mean"
     clip_value: float | None = None
+    clip_parameter_norm: float | None = None
     clip_norm: float | None = None
     clip_each_task: bool = False
+    decay_if_broken: float | None = None
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     batching: Literal["auto", "vmap", "loop"] = "auto"
     chunk: int | None = None
@@ -56,13 +61,17 @@ class Training:
     trace: bool = True
 
     def __post_init__(self) -> None:
-        if self.meta_batch < 1 or self.updates < 1 or (self.chunk is not None and self.chunk < 1):
+        if self.meta_batch < 1 or self.updates < 0 or (self.chunk is not None and self.chunk < 1):
             raise RecipeError(
-                f"meta_batch, updates and chunk are at least 1; got {self.meta_batch}, {self.updates}, {self.chunk}"
+                "meta_batch and chunk are at least 1, and updates at least 0 (only tested); "
+                f"got {self.meta_batch}, {self.chunk}, {self.updates}"
             )
-        for name, bound in (("clip_value", self.clip_value), ("clip_norm", self.clip_norm)):
+        for name in ("clip_value", "clip_parameter_norm", "clip_norm"):
+            bound = getattr(self, name)
             if bound is not None and bound <= 0:
                 raise RecipeError(f"train.{name} is a bound above zero, or not given; got {bound}")
+        if self.decay_if_broken is not None and not 0 <= self.decay_if_broken < float("inf"):
+            raise RecipeError(f"train.decay_if_broken is zero or more, or not given; got {self.decay_if_broken}")
         if self.clip_each_task and self.clip_value is None:
             raise RecipeError("clip_each_task bounds the running sum by clip_value: give train.clip_value too")
 
@@ -130,6 +139,8 @@ class Recipe:
         test: meta-test.
         optimizer: any PyTorch optimiser, by ``class_path``; Adam with a learning rate of 0.001 if not given.
         schedule: any PyTorch learning-rate schedule, stepped every update (``ReduceLROnPlateau``: every validation).
+        pretrained: file of backbone weights to start from: the ``backbone.safetensors`` of ``quickstudy embed``, or
+            weights of a run.
         published: rows of ``results/published.csv`` that this recipe is to reproduce, by their id.
     """
 
@@ -140,6 +151,7 @@ class Recipe:
     test: Testing = field(default_factory=Testing)
     optimizer: Callable[[Iterable], Optimizer] = _adam
     schedule: Callable[[Optimizer], LRScheduler | ReduceLROnPlateau] | None = None
+    pretrained: str | None = None
     published: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -150,20 +162,35 @@ class Recipe:
             self.validation.task = self.test.task
 
 
-def recipe_names() -> list[str]:
-    """Return the names of the recipes that come with the library, such as ``omniglot/maml-mlp-5w1s``."""
+EMBED = "embed"
+"""The folder of the recipes of ``quickstudy embed``, which pre-train a backbone and know of no method."""
+
+Kind = TypeVar("Kind")
+"""A dataclass of all settings of a kind of recipe, such as :class:`Recipe`."""
+
+
+def recipe_names(command: str = "train") -> list[str]:
+    """Return the names of the recipes that come with the library, such as ``omniglot/maml-mlp-5w1s``.
+
+    Args:
+        command: that they are for: ``train``, or ``embed`` (such as ``embed/cifar-fs-resnet12``).
+    """
     root = resources.files("quickstudy") / "recipes"
     return sorted(
         f"{folder.name}/{file.name.removesuffix('.yaml')}"
         for folder in root.iterdir()
-        if folder.is_dir()
+        if folder.is_dir() and (folder.name == EMBED) == (command == EMBED)
         for file in folder.iterdir()
         if file.name.endswith(".yaml")
     )
 
 
-def recipe_text(name: str) -> str:
+def recipe_text(name: str, command: str = "train") -> str:
     """Return the YAML of a recipe, given its name or the path of a file.
+
+    Args:
+        name: as :func:`recipe_names` returns it, or a path that ends in ``.yaml``.
+        command: that it is for.
 
     Raises:
         RecipeError: there is none; the message suggests the nearest name.
@@ -175,7 +202,7 @@ def recipe_text(name: str) -> str:
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not a text file in UTF-8"
             raise RecipeError(f"cannot read the recipe {name}: {reason}") from error
-    names = recipe_names()
+    names = recipe_names(command)
     if name not in names:
         raise RecipeError(
             f"no recipe {name!r}{suggest(name, names)}; `quickstudy recipes` lists them, and a path ending in "
@@ -184,25 +211,26 @@ def recipe_text(name: str) -> str:
     return (resources.files("quickstudy") / "recipes" / f"{name}.yaml").read_text()
 
 
-def recipe_parser() -> ArgumentParser:
-    """Return the parser of all settings of a recipe."""
+def recipe_parser(kind: type = Recipe) -> ArgumentParser:
+    """Return the parser of all settings of a kind of recipe."""
     parser = ArgumentParser(exit_on_error=False, prog="quickstudy train RECIPE", default_env=False)
     parser.add_argument("--recipe", action="config", help="YAML file of settings, applied in order")
-    parser.add_class_arguments(Recipe)
+    parser.add_class_arguments(kind)
     return parser
 
 
-def parse_recipe(text: str, overrides: Sequence[str] = ()) -> Namespace:
+def parse_recipe(text: str, overrides: Sequence[str] = (), kind: type = Recipe) -> Namespace:
     """Check a recipe against the types of what it names, and return all of its settings.
 
     Args:
         text: YAML.
         overrides: settings in command-line form, such as ``["--train.updates=100"]``.
+        kind: the dataclass of its settings.
 
     Raises:
         RecipeError: a key or a value is wrong; the message names it and suggests the nearest key.
     """
-    parser = recipe_parser()
+    parser = recipe_parser(kind)
     try:
         yaml.safe_load(text)
         settings = parser.parse_args([f"--recipe={text}", *overrides])
@@ -214,9 +242,9 @@ def parse_recipe(text: str, overrides: Sequence[str] = ()) -> Namespace:
     return settings
 
 
-def dump_recipe(settings: Namespace) -> str:
+def dump_recipe(settings: Namespace, kind: type = Recipe) -> str:
     """Return the YAML of a parsed recipe, with every default written out."""
-    return recipe_parser().dump(settings, skip_unset=True)
+    return recipe_parser(kind).dump(settings, skip_unset=True)
 
 
 def differences(old: Namespace, new: Namespace) -> dict[str, tuple[Any, Any]]:
@@ -228,14 +256,14 @@ def differences(old: Namespace, new: Namespace) -> dict[str, tuple[Any, Any]]:
     return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
 
 
-def instantiate(settings: Namespace) -> Recipe:
+def instantiate(settings: Namespace, kind: type[Kind] = Recipe) -> Kind:
     """Make the objects of a parsed recipe: a new, unbuilt method on every call.
 
     Raises:
         RecipeError: a value is out of range.
     """
     try:
-        return Recipe(**recipe_parser().instantiate(settings).as_dict())
+        return kind(**recipe_parser(kind).instantiate(settings).as_dict())
     except (TypeError, ValueError) as error:
         raise RecipeError(f"the recipe cannot be built: {error}") from error
 

@@ -10,16 +10,11 @@ import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from quickstudy.engine.checkpoint import load_state, load_weights, save_state, save_weights
 from quickstudy.errors import RecipeError, TrainingError
 from quickstudy.files import csv_text, write_text
-
-_OWN_FILES = (
-    *("run.json", "recipe.yaml", "metrics.csv", "metrics.jsonl", "test.jsonl", "curves.png", "task.png"),
-    *("state-*.pt", "best-*.safetensors", "last-*.safetensors", "validations", "tensorboard"),
-)
 
 
 @dataclass(frozen=True)
@@ -40,8 +35,18 @@ class Run:
 
     folder: Path
 
+    COMMAND: ClassVar[str] = "train"
+    """The command that makes such a folder."""
+    INFO: ClassVar[str] = "run.json"
+    """The file that tells such a folder from others, with the seeds and what :func:`environment` returns."""
+    FILES: ClassVar[tuple[str, ...]] = (
+        *("run.json", "recipe.yaml", "metrics.csv", "metrics.jsonl", "test.jsonl", "curves.png", "task.png"),
+        *("state-*.pt", "best-*.safetensors", "last-*.safetensors", "validations", "tensorboard"),
+    )
+    """Patterns of all that it may hold."""
+
     @classmethod
-    def open(cls, folder: str | Path) -> Run:
+    def open(cls, folder: str | Path) -> Self:
         """Open the folder of an existing run.
 
         Raises:
@@ -49,20 +54,36 @@ class Run:
         """
         run = cls(Path(folder))
         if not run.exists():
-            near = sorted(str(path.parent) for path in Path("runs").glob("**/recipe.yaml"))
+            near = sorted(str(path.parent) for path in Path("runs").glob(f"**/{cls.INFO}"))
             raise RecipeError(
-                f"{folder} is not the folder of a run (it has no recipe.yaml and run.json)"
-                + (f"; there are {', '.join(near[:10])}" if near else "; `quickstudy train RECIPE` makes one")
+                f"{folder} is not the folder of a run (it has no recipe.yaml and {cls.INFO})"
+                + (f"; there are {', '.join(near[:10])}" if near else f"; `quickstudy {cls.COMMAND} RECIPE` makes one")
             )
         return run
 
     def exists(self) -> bool:
         """Tell whether the folder is that of a run."""
-        return all((self.folder / name).is_file() for name in ("recipe.yaml", "run.json"))
+        return all((self.folder / name).is_file() for name in ("recipe.yaml", self.INFO))
+
+    def begun(self, *, resume: bool, overwrite: bool) -> bool:
+        """Tell whether to continue what the folder holds, and not to begin anew.
+
+        Raises:
+            RecipeError: it holds other things, or a training that is to be neither continued nor replaced.
+        """
+        exists = self.exists()
+        if not exists and self.folder.is_dir() and set(self.folder.iterdir()) - self.own_files():
+            raise RecipeError(f"{self.folder} holds other things than a run; choose another folder with --out")
+        if exists and not (resume or overwrite):
+            raise RecipeError(
+                f"{self.folder} holds a training already: continue it with --resume, replace it with --overwrite, "
+                "or choose another folder with --out"
+            )
+        return exists and not overwrite
 
     def own_files(self) -> set[Path]:
         """Return what runs have left in the folder, fragments of a write that was killed included."""
-        patterns = [*_OWN_FILES, *(f".{pattern}-*" for pattern in _OWN_FILES)]
+        patterns = [*self.FILES, *(f".{pattern}-*" for pattern in self.FILES)]
         return {path for pattern in patterns for path in self.folder.glob(pattern)}
 
     def clear(self) -> None:
@@ -82,16 +103,16 @@ class Run:
 
     @property
     def info(self) -> dict[str, Any]:
-        """What ``run.json`` holds."""
-        return _parsed(self.folder / "run.json", (self.folder / "run.json").read_text())
+        """What :attr:`INFO` holds."""
+        return _parsed(self.folder / self.INFO, (self.folder / self.INFO).read_text())
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file of the run, whole or not at all."""
         write_text(self.folder / name, text)
 
     def write_info(self, info: dict[str, Any]) -> None:
-        """Write ``run.json``."""
-        self.write_text("run.json", json.dumps(info, indent=2) + "\n")
+        """Write :attr:`INFO`."""
+        self.write_text(self.INFO, json.dumps(info, indent=2) + "\n")
 
     def state_path(self, seeds: list[int]) -> Path:
         """The checkpoint of a group of seeds that train together."""
@@ -130,7 +151,7 @@ class Run:
         if not path.exists():
             raise TrainingError(
                 f"{self.folder} has no {kind} weights of seed {seed} yet; continue it with "
-                f"`quickstudy train {self.folder} --resume`"
+                f"`quickstudy {self.COMMAND} {self.folder} --resume`"
             )
         return load_weights(path)
 

@@ -6,19 +6,21 @@ import csv
 import dataclasses
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import Namespace
 
 from quickstudy.data import dataset_entry
 from quickstudy.engine.evaluate import evaluate
 from quickstudy.engine.models import Models
-from quickstudy.engine.recipe import differences, instantiate, parse_recipe, recipe_names, recipe_text
+from quickstudy.engine.recipe import Recipe, differences, instantiate, parse_recipe, recipe_names, recipe_text
 from quickstudy.engine.run import Run, environment
 from quickstudy.engine.statistics import Estimate, estimate
-from quickstudy.engine.train import build_methods
+from quickstudy.engine.train import build_methods, initial_methods
 from quickstudy.errors import RecipeError
 from quickstudy.files import append_text, csv_text
 from quickstudy.methods import Method, Norm
@@ -62,7 +64,8 @@ class Result:
         s = self.setting
         way = f"{s['way']}-way " if s["way"] else ""
         lines = [
-            f"{self.recipe}   {way}{s['shot']}-shot on {s['tested_on']} (trained on {s['trained_on']})",
+            f"{self.recipe}   {way}{s['shot']}-shot on {s['tested_on']} "
+            + (f"(trained on {s['trained_on']})" if s["updates"] else "(not trained)"),
             f"{self.metric}   {self.score.show(self.metric)}   "
             f"({self.score.count:,} tasks, {s['queries']} queries{' a class' if way else ''}, norm {s['norm']}"
             + (f", {s['steps']} inner steps" if s["steps"] is not None else "")
@@ -118,55 +121,113 @@ def test_run(run: Run, wish: Wish, device: str) -> Result:
     Raises:
         RecipeError: the wish does not fit the method (its way, its norm, its inner steps).
     """
-    settings = parse_recipe(run.recipe_text)
+    seeds, last_rows = run.info["seeds"], _last_rows(run)
+    first_of_groups = [last_rows[group[0]] for group in run.info["groups"] if group[0] in last_rows]
+    result = _tested(
+        run.name,
+        parse_recipe(run.recipe_text),
+        dict(zip(seeds, trained_methods(run, wish.weights, device))),
+        wish,
+        device,
+        weights=(wish.weights, "best"),
+        updates=min((last_rows[seed]["update"] if seed in last_rows else 0 for seed in seeds), default=0),
+        seconds=sum(row["seconds"] for row in first_of_groups),
+    )
+    append_text(run.folder / "test.jsonl", json.dumps(dataclasses.asdict(result)) + "\n")
+    return result
+
+
+def test_recipe(settings: Namespace, wish: Wish, device: str, *, name: str, seed: int = 0) -> Result:
+    """Test a recipe that needs no training: of a method that learns nothing, or of no updates.
+
+    Args:
+        settings: a parsed recipe.
+        wish: what to do otherwise.
+        device: where to test.
+        name: of the recipe.
+        seed: of the test tasks, and of weights that are drawn.
+
+    Raises:
+        RecipeError: the recipe has to be trained, or the wish does not fit the method.
+    """
     recipe = instantiate(settings)
-    seeds = run.info["seeds"]
+    (method,) = initial_methods(lambda: instantiate(settings), [seed])
+    if recipe.train.updates and any(parameter.requires_grad for parameter in method.parameters()):
+        raise RecipeError(
+            f"{name} has to be trained before it is tested: `quickstudy train {name}`, and then `quickstudy test` on "
+            "the folder of that run"
+        )
+    weights = "initial" if recipe.pretrained is None else "pretrained"
+    methods = {seed: method.to(device, recipe.train.dtype)}
+    return _tested(name, settings, methods, wish, device, weights=(weights, weights), updates=0, seconds=0)
+
+
+def _tested(
+    name: str,
+    settings: Namespace,
+    methods: Mapping[int, Method],
+    wish: Wish,
+    device: str,
+    *,
+    weights: tuple[str, str],
+    updates: int,
+    seconds: float,
+) -> Result:
+    """Test methods, one for each seed.
+
+    Args:
+        name, settings: of their recipe.
+        methods, wish, device: what to test, how and where.
+        weights: what they are, and what the recipe says.
+        updates: of the training behind them.
+        seconds: that it took.
+    """
+    recipe, seeds = instantiate(settings), [*methods]
     dataset = dataset_entry(wish.on).load()() if wish.on else recipe.dataset
     if dataset.metric != recipe.dataset.metric:
-        raise RecipeError(f"{run.name} was trained for {recipe.dataset.metric}; {dataset.name} has {dataset.metric}")
+        raise RecipeError(f"{name} was trained for {recipe.dataset.metric}; {dataset.name} has {dataset.metric}")
     own_shape = recipe.test.task
     assert own_shape is not None
     shape = _shape(own_shape, wish)
     tasks = recipe.test.tasks if wish.tasks is None else wish.tasks
     if tasks < 1:
         raise RecipeError(f"a test needs at least one task, not {tasks}")
-    methods = trained_methods(run, wish.weights, device)
-    as_trained = {"norm": methods[0].norm, "steps": methods[0].test_steps}
-    for method in methods:
+    first = methods[seeds[0]]
+    as_trained = {"norm": first.norm, "steps": first.test_steps}
+    for seed, method in methods.items():
         if wish.norm:
             method.set_norm(wish.norm)
         if wish.steps is not None:
             method.set_test_steps(wish.steps)
+        _calibrate(method, recipe, seed, device)
     source = dataset.split("test").to(device)
-    methods[0].check(source.tasks(shape, 0, 1, seed=seeds[0])[0])
+    first.check(source.tasks(shape, 0, 1, seed=seeds[0])[0])
     per_seed, chunk = {}, None
     start = time.monotonic()
     pooled = []
-    for seed, method in zip(seeds, methods):
+    for seed, method in methods.items():
         scores, chunk = evaluate(
             Models([method]), source, shape, [seed], tasks=tasks, chunk=chunk, cast=recipe.train.cast
         )
         per_seed[seed] = scores[0, :, 1].mean().item()
         pooled += scores[0, :, 1].tolist()
-    last_rows = {row["seed"]: row for row in run.metrics()}
-    first_of_groups = [last_rows[group[0]] for group in run.info["groups"] if group[0] in last_rows]
     setting = {
         **dataclasses.asdict(shape),
         "tested_on": dataset.name,
         "tasks": tasks,
-        "norm": methods[0].norm,
-        "steps": methods[0].test_steps,
-        "weights": wish.weights,
+        "norm": first.norm,
+        "steps": first.test_steps,
+        "weights": weights[0],
     }
     planned = {
         **dataclasses.asdict(own_shape),
         "tested_on": recipe.dataset.name,
         "tasks": recipe.test.tasks,
-        "weights": "best",
+        "weights": weights[1],
         **as_trained,
     }
-    result = Result(
-        recipe=run.name,
+    return Result(
+        recipe=name,
         metric=dataset.metric,
         score=estimate(pooled),
         per_seed=per_seed,
@@ -175,16 +236,42 @@ def test_run(run: Run, wish: Wish, device: str) -> Result:
             **setting,
             "tasks": len(pooled),
             "seeds": len(seeds),
-            "updates": min((last_rows[seed]["update"] if seed in last_rows else 0 for seed in seeds), default=0),
+            "updates": updates,
             "planned_updates": recipe.train.updates,
-            "differs": _differs(run, settings, {key: new for key, new in setting.items() if new != planned[key]}),
-            "train_seconds": round(sum(row["seconds"] for row in first_of_groups)),
+            "differs": _differs(name, settings, {key: new for key, new in setting.items() if new != planned[key]}),
+            "train_seconds": round(seconds),
             "test_seconds": round(time.monotonic() - start, 1),
         },
         environment=environment(device),
     )
-    append_text(run.folder / "test.jsonl", json.dumps(dataclasses.asdict(result)) + "\n")
-    return result
+
+
+def _calibrate(method: Method, recipe: Recipe, seed: int, device: str) -> None:
+    """Show a method the meta-training tasks that it asks for before a test."""
+    if method.calibration_tasks:
+        source, count = recipe.dataset.split("train").to(device), method.calibration_tasks
+        tasks = (source.tasks(recipe.train.task, number, number + 1, seed=seed)[0] for number in range(count))
+        method.eval()
+        with torch.no_grad():
+            method.calibrate(recipe.train.cast(task) for task in tasks)
+
+
+def _last_rows(run: Run) -> dict[int, dict[str, Any]]:
+    """Return the last row of metrics of each seed."""
+    return {row["seed"]: row for row in run.metrics()}
+
+
+def kept_result(run: Run) -> Result | None:
+    """Return the last result of :func:`test_run` for the weights that a run has now, tested as its recipe says."""
+    path = run.folder / "test.jsonl"
+    kept = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    done = min((row["update"] for row in _last_rows(run).values()), default=0)
+    for row in reversed(kept):
+        own = [part for part in row["setting"]["differs"].split("; ") if part.startswith("test ")]
+        if not own and row["setting"]["updates"] >= done:
+            per_seed = {int(seed): value for seed, value in row["per_seed"].items()}
+            return Result(**{**row, "score": Estimate(**row["score"]), "per_seed": per_seed})
+    return None
 
 
 _OF_NO_INFLUENCE = (
@@ -194,11 +281,11 @@ _OF_NO_INFLUENCE = (
 """Settings that change how something is computed, and not what."""
 
 
-def _differs(run: Run, settings: Namespace, tested: dict[str, Any]) -> str:
+def _differs(name: str, settings: Namespace, tested: dict[str, Any]) -> str:
     """Say in which settings a test and its training are not those of the recipe they are named after."""
     changed = {}
-    if run.name in recipe_names():
-        recipe = parse_recipe(recipe_text(run.name))
+    if name in recipe_names():
+        recipe = parse_recipe(recipe_text(name))
         changed = {key: new for key, (_, new) in differences(recipe, settings).items() if key not in _OF_NO_INFLUENCE}
     changed |= {f"test {key}": value for key, value in tested.items()}
     return "; ".join(f"{key} {value}" for key, value in changed.items())

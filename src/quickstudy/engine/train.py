@@ -6,10 +6,11 @@ import inspect
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from math import nan
+from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from quickstudy.engine.checkpoint import load_state
+from quickstudy.engine.checkpoint import load_state, load_weights
 from quickstudy.engine.evaluate import draw, evaluate, seed_randomness
 from quickstudy.engine.models import Models, fastest_chunk, meta_loss
 from quickstudy.engine.recipe import Recipe
@@ -35,7 +36,15 @@ SECONDS_BETWEEN_CHECKPOINTS = 60.0
 
 
 class NotFinite(TrainingError):
-    """A meta-loss or a meta-gradient is infinite or not a number."""
+    """A loss or a gradient is infinite or not a number.
+
+    Attributes:
+        remedy: what may help besides a lower learning rate.
+    """
+
+    def __init__(self, message: str, remedy: str) -> None:
+        super().__init__(message)
+        self.remedy = remedy
 
 
 class Interrupted(TrainingError):
@@ -58,6 +67,51 @@ class Listener(Protocol):
 
     def validated(self, rows: list[dict[str, Any]], best: list[float]) -> None:
         """A validation is done: its rows of metrics, and the best score of each seed so far."""
+
+
+class Trainee(Protocol):
+    """What :func:`train_group` trains: all of the state of a training that changes.
+
+    Attributes:
+        seeds: one for each row of a validation.
+        updates: done so far.
+        seconds: taken by them.
+        history: rows of metrics, one a validation and seed.
+        best_scores: best validation score of each seed.
+    """
+
+    seeds: list[int]
+    updates: int
+    seconds: float
+    history: list[dict[str, Any]]
+    best_scores: list[float]
+
+    @property
+    def total(self) -> int:
+        """Updates in all."""
+        ...
+
+    @property
+    def every(self) -> int:
+        """Updates from one validation to the next."""
+        ...
+
+    def update(self) -> Tensor:
+        """Do one update; return the loss."""
+        ...
+
+    def check(self) -> None:
+        """Raise :class:`NotFinite` if a loss or a gradient was not finite."""
+
+    def validate(self) -> list[dict[str, Any]]:
+        """Validate, keep the best state, and return the new rows of metrics."""
+        ...
+
+    def save(self, run: Run) -> None:
+        """Save the state and the weights into the folder of the run."""
+
+    def keep(self, run: Run) -> None:
+        """Save the weights of the validation that was just done, if the recipe says so."""
 
 
 @dataclass
@@ -98,23 +152,27 @@ class Group:
     def _optimizer(self) -> Optimizer:
         parameters = list(self.models.trained.values())
         if not parameters:
-            raise RecipeError(f"{type(self.models.method).__name__} has no parameters to meta-learn: it is only tested")
-        try:
-            optimizer = self.recipe.optimizer(parameters)
-        except (TypeError, ValueError) as error:
-            raise RecipeError(f"the optimizer cannot be built: {error}") from error
-        step = inspect.signature(type(optimizer).step).parameters.get("closure")
-        if step is not None and step.default is step.empty:
             raise RecipeError(
-                f"{type(optimizer).__name__} evaluates the loss several times a step; meta-training has one "
-                "meta-gradient an update: choose another optimizer"
+                f"{type(self.models.method).__name__} has no parameters to meta-learn: it is only tested "
+                "(`quickstudy test RECIPE`)"
             )
+        optimizer = build_optimizer(self.recipe.optimizer, parameters)
         # Let Adam update all parameters in one kernel, unless the recipe says how.
         if type(optimizer).__name__ in {"Adam", "AdamW"}:
             for group in optimizer.param_groups:
                 if group.get("fused") is None and group.get("foreach") is None:
                     group["fused"] = True
         return optimizer
+
+    @property
+    def total(self) -> int:
+        """Updates in all."""
+        return self.recipe.train.updates
+
+    @property
+    def every(self) -> int:
+        """Updates from one validation to the next."""
+        return self.recipe.validation.every
 
     # ------------------------------------------------------------------ one update
 
@@ -157,7 +215,7 @@ class Group:
             self.chunks["train"] = self._choose_chunk(batch)
         seed_randomness(self.device, self.seeds[0], self.updates)
         gradients, loss = self.gradients(batch, self.chunks["train"], self.recipe.train.trace)
-        self._watch(loss, gradients)
+        gradients = self._watched(loss, gradients)
         for parameter, gradient in zip(self.models.trained.values(), self._clipped(gradients)):
             parameter.grad = gradient
         self.loss_sums += loss
@@ -193,18 +251,25 @@ class Group:
         train = self.recipe.train
         if train.clip_value is not None and not train.clip_each_task:
             gradients = _clip_value(gradients, train.clip_value)
+        if train.clip_parameter_norm is not None:
+            gradients = [_clip_norm([g], train.clip_parameter_norm, self.models.seeds)[0] for g in gradients]
         if train.clip_norm is not None:
             gradients = _clip_norm(gradients, train.clip_norm, self.models.seeds)
         return gradients
 
-    def _watch(self, loss: Tensor, gradients: list[Tensor]) -> None:
-        """Note which seeds have a loss or a gradient that is not finite."""
+    def _watched(self, loss: Tensor, gradients: list[Tensor]) -> list[Tensor]:
+        """Note which seeds have a loss or a gradient that is not finite, or give these a gradient of weight decay."""
         sums = loss.reshape(-1)
         for gradient in gradients:
             sums = sums + gradient.reshape(len(self.seeds), -1).sum(1)
-        self.broken |= ~torch.isfinite(sums)
+        broken = ~torch.isfinite(sums)
+        decay = self.recipe.train.decay_if_broken
+        if decay is not None:
+            return _decayed_where(broken, gradients, list(self.models.trained.values()), decay)
+        self.broken |= broken
         if self.device == "cpu" or self.updates % 50 == 0:
             self.check()
+        return gradients
 
     def check(self) -> None:
         """Raise if a loss or a gradient was not finite.
@@ -215,7 +280,8 @@ class Group:
             seeds = [str(seed) for seed, broken in zip(self.seeds, self.broken.tolist()) if broken]
             at = "at" if self.device == "cpu" else "at or shortly before"
             raise NotFinite(
-                f"the meta-loss or its gradient is not finite {at} update {self.updates} (seed {', '.join(seeds)})"
+                f"the meta-loss or its gradient is not finite {at} update {self.updates} (seed {', '.join(seeds)})",
+                "gradient clipping (train.clip_norm) or float64",
             )
 
     # ------------------------------------------------------------------ validation and state
@@ -304,9 +370,15 @@ class Group:
             run.save_weights("last", seed, self.models.state(i))
             run.save_weights("best", seed, self.best[i])
 
+    def keep(self, run: Run) -> None:
+        """Save the weights of the validation that was just done, if the recipe says so."""
+        if self.recipe.validation.keep:
+            for i, seed in enumerate(self.seeds):
+                run.save_weights(run.validation(self.updates), seed, self.models.state(i))
+
 
 def train_group(
-    group: Group, run: Run, listener: Listener, others: list[dict[str, Any]], received: Sequence[int] = ()
+    group: Trainee, run: Run, listener: Listener, others: list[dict[str, Any]], received: Sequence[int] = ()
 ) -> None:
     """Train a group of seeds to the end of its recipe, from wherever its state is.
 
@@ -321,7 +393,7 @@ def train_group(
         TrainingError: a loss is not finite; the message names the last good checkpoint.
         Interrupted: SIGINT or SIGTERM came; the step was finished and the state saved.
     """
-    total, every = group.recipe.train.updates, group.recipe.validation.every
+    total, every = group.total, group.every
     saved = time.monotonic()
 
     def save() -> None:
@@ -334,9 +406,7 @@ def train_group(
 
     def validate() -> None:
         rows = group.validate()
-        if group.recipe.validation.keep:
-            for i, seed in enumerate(group.seeds):
-                run.save_weights(run.validation(group.updates), seed, group.models.state(i))
+        group.keep(run)
         save()  # first: what a listener writes (curves, for instance) is of no use without the weights
         listener.validated(rows, group.best_scores)
 
@@ -358,7 +428,7 @@ def train_group(
             if received and group.updates < total:
                 raise Interrupted(
                     f"stopped by {signal.Signals(received[0]).name} after update {group.updates:,} of {total:,}, "
-                    f"which is saved; `quickstudy train {run.folder} --resume` continues",
+                    f"which is saved; `quickstudy {run.COMMAND} {run.folder} --resume` continues",
                     received[0],
                 )
     except NotFinite as error:
@@ -366,8 +436,7 @@ def train_group(
         good = load_state(path)["updates"] if path.exists() else None
         kept = f"the last good checkpoint is {path} (update {good})" if path.exists() else "nothing was saved"
         raise TrainingError(
-            f"{error}, in recipe {run.name}; {kept}. "
-            "A lower learning rate, gradient clipping (train.clip_norm) or float64 may help"
+            f"{error}, in recipe {run.name}; {kept}. A lower learning rate, {error.remedy} may help"
         ) from error
 
 
@@ -399,8 +468,40 @@ def _clip_norm(gradients: list[Tensor], bound: float, seeds: int) -> list[Tensor
     """Scale the gradients of each seed so that the norm of all of them together is at most ``bound``."""
     rows = [gradient.reshape(seeds, -1) for gradient in gradients]
     norm = torch.linalg.vector_norm(torch.cat(rows, dim=1), dim=1, keepdim=True)
-    scale = (bound / (norm + 1e-6)).clamp(max=1.0)
+    scale = bound / norm.clamp(min=bound)
     return [(row * scale).view_as(gradient) for row, gradient in zip(rows, gradients)]
+
+
+def _decayed_where(broken: Tensor, gradients: list[Tensor], parameters: list[Tensor], decay: float) -> list[Tensor]:
+    """Replace the gradients of the ``broken [seeds]``: by ``decay`` times matrices and kernels, others by zero."""
+    axes = 1 + (len(broken) > 1)
+    return [
+        torch.where(
+            broken[:, None],
+            decay * parameter.detach().reshape(len(broken), -1) * (parameter.dim() > axes),
+            gradient.reshape(len(broken), -1),
+        ).view_as(gradient)
+        for gradient, parameter in zip(gradients, parameters)
+    ]
+
+
+def build_optimizer(make: Callable[[Iterable], Optimizer], parameters: list[Tensor]) -> Optimizer:
+    """Return the optimiser of a recipe.
+
+    Raises:
+        RecipeError: its settings do not fit, or one gradient an update is not enough for it.
+    """
+    try:
+        optimizer = make(parameters)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"the optimizer cannot be built: {error}") from error
+    step = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if step is not None and step.default is step.empty:
+        raise RecipeError(
+            f"{type(optimizer).__name__} evaluates the loss several times a step; training has one gradient an "
+            "update: choose another optimizer"
+        )
+    return optimizer
 
 
 def build_methods(recipe: Callable[[], Recipe], seeds: Sequence[int]) -> list[Method]:
@@ -418,3 +519,55 @@ def build_methods(recipe: Callable[[], Recipe], seeds: Sequence[int]) -> list[Me
             example = made.dataset.split("train").tasks(made.train.task, 0, 1, seed=seed)[0]
             methods.append(made.method.build(example))
     return methods
+
+
+def initial_methods(recipe: Callable[[], Recipe], seeds: Sequence[int]) -> list[Method]:
+    """Return a built method for each seed as a training begins with it: with the backbone that the recipe starts from.
+
+    Args:
+        recipe, seeds: as of :func:`build_methods`.
+
+    Raises:
+        RecipeError: there are no such weights, or they are those of another network.
+    """
+    methods, pretrained = build_methods(recipe, seeds), recipe().pretrained
+    if pretrained is not None:
+        for method in methods:
+            load_backbone(method.backbone, Path(pretrained))
+    return methods
+
+
+def load_backbone(backbone: torch.nn.Module, path: Path) -> None:
+    """Give a backbone the weights that a file holds, by its own names for them, or by these after ``backbone.``.
+
+    Beside names with ``backbone.`` all others are left: the head of a run, the statistics of ``quickstudy embed``.
+
+    Args:
+        backbone: of a built method.
+        path: in the safetensors format.
+
+    Raises:
+        RecipeError: there is no such file, or its names or shapes are not those of the backbone.
+    """
+    if not path.is_file():
+        raise RecipeError(
+            f"the recipe starts from the backbone weights {path}, and there is no such file: pre-train them with "
+            "`quickstudy embed`, or say where they are with --pretrained"
+        )
+    found, own, prefix = load_weights(path), backbone.state_dict(), "backbone."
+    if any(name.startswith(prefix) for name in found):
+        found = {name.removeprefix(prefix): tensor for name, tensor in found.items() if name.startswith(prefix)}
+    wrong = [f"has no {name!r}" for name in own if name not in found]
+    wrong += [f"has {name!r}, which the network has not" for name in found if name not in own]
+    wrong += [
+        f"has {name!r} of shape {[*found[name].shape]}, and the network of {[*tensor.shape]}"
+        for name, tensor in own.items()
+        if name in found and found[name].shape != tensor.shape
+    ]
+    if wrong:
+        raise RecipeError(
+            f"{path} holds the weights of another network than this {type(backbone).__name__}: it {wrong[0]}"
+            + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else "")
+            + "; choose the backbone, and its settings, that they are of"
+        )
+    backbone.load_state_dict(found)
