@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,22 @@ from quickstudy.data.base import Dataset
 from quickstudy.engine.models import Models, meta_loss
 from quickstudy.engine.recipe import Recipe, Training
 from quickstudy.engine.train import Group
-from quickstudy.methods import MAML, OPLSTM, MetaLSTM, Method, PlainLSTM, ProtoNet
+from quickstudy.methods import (
+    LEO,
+    MAML,
+    OPLSTM,
+    SAP,
+    MatchingNet,
+    MetaLSTM,
+    Method,
+    PlainLSTM,
+    ProtoNet,
+    TNet,
+    WarpMAML,
+    task_score,
+    tnet,
+)
+from quickstudy.methods.nearest import Neighbours
 from quickstudy.methods.protonet import distances, prototypes
 from quickstudy.nn import MLP, Conv4, replayed
 from quickstudy.task import Support, Task, TaskShape
@@ -233,6 +249,89 @@ def test_protonet_conv(kind: str, distance: str) -> None:
     assert_golden(nn.functional.cross_entropy(-ours, task.query_y), case[f"{kind}.eval.loss"], relative=1e-9)
 
 
+def full_context_names() -> dict[str, str]:
+    """Golden name -> ours, of the LSTMs of full context embeddings."""
+    names = {}
+    for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+        names |= {f"g.{kind}_l0": f"g.onward.{kind}", f"g.{kind}_l0_reverse": f"g.backward.{kind}"}
+        names[f"f.{kind}"] = f"f.cell.{kind}"
+    return names
+
+
+@pytest.mark.parametrize("distance", ["l2", "cosine"])
+@pytest.mark.parametrize("name", ["matching_nofce", "matching_fce"])
+def test_matching(name: str, distance: str) -> None:
+    case = load(name)
+    names = {f"encoder.{theirs}": ours for theirs, ours in conv_names().items() if not theirs.startswith("head")}
+    if "unrolling_steps" in case:
+        names |= full_context_names()
+    shot, way, queries = (int(case[key]) for key in ("n_shot", "k_way", "q_queries"))
+    labels = torch.arange(way)
+    split = way * shot
+    task = Task(case["x"][:split], labels.repeat_interleave(shot), case["x"][split:], case["query_y"], way)
+    assert torch.equal(task.query_y, labels.repeat_interleave(queries))
+    method = MatchingNet(
+        Conv4(channels=4),
+        distance="euclidean" if distance == "l2" else "cosine",
+        fce="sum" if "unrolling_steps" in case else "none",
+        processing_steps=int(case.get("unrolling_steps", torch.tensor(1))),
+        norm="joint",
+    )
+    build(method, task, case, names)
+
+    def compare(kind: str, points: Tensor, queries: Tensor, log_probabilities: Tensor) -> None:
+        assert_golden(points, case[f"{kind}.embedding_support"], relative=1e-9)
+        assert_golden(queries, case[f"{kind}.embedding_query"], relative=1e-9)
+        apart = distances(queries, points, method.distance)
+        assert_golden(apart, case[f"{distance}.{kind}.distance"], relative=1e-9)
+        assert_golden((-apart).softmax(-1), case[f"{distance}.{kind}.attention"], relative=1e-9)
+        assert_golden(log_probabilities.exp(), case[f"{distance}.{kind}.prob"], relative=1e-9)
+        loss = nn.functional.nll_loss(log_probabilities, task.query_y)
+        assert_golden(loss, case[f"{distance}.{kind}.loss"], relative=1e-9)
+
+    def contexts(support: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+        points = method.in_context(support)
+        return points, method.f(queries, points) if method.fce == "sum" else queries
+
+    embedding = method.embed(case["x"])
+    assert_golden(embedding, case["train.encoder_output"], relative=1e-9)
+    log_probabilities = method.predict(method.adapt(task.support), task.query_x)
+    compare("train", *contexts(embedding[:split], embedding[split:]), log_probabilities)
+    loss = method.loss(task)
+    assert_golden(loss, case[f"{distance}.train.loss"], relative=1e-9)
+    loss.backward()
+    gradients = {key: parameter.grad for key, parameter in method.named_parameters()}
+    assert gradients.keys() == set(names.values())
+    for theirs, ours in names.items():
+        assert_golden(gradients[ours], case[f"{distance}.train.grad.{theirs}"], relative=1e-9)
+
+    keys = [f"param.encoder.block{i}.bn.running" for i in range(1, 5)]
+    stored = [(case[f"{key}_mean"], case[f"{key}_var"]) for key in keys]
+    embedding = method.embed(case["x"], stored)
+    assert_golden(embedding, case["eval.encoder_output"], relative=1e-9)
+    points, queries = contexts(embedding[:split], embedding[split:])
+    log_probabilities = method.predict(Neighbours(points, task.support.members, stored), task.query_x)
+    compare("eval", points, queries, log_probabilities)
+
+
+def test_full_context_embeddings() -> None:
+    case, names = load("matching_fce_modules"), full_context_names()
+    features, steps = int(case["dim"]), int(case["unrolling_steps"])
+    method = MatchingNet(nn.Flatten(), fce="sum", processing_steps=steps)
+    method.create(features, 3)
+    method.double().load_state_dict({ours: case[theirs] for theirs, ours in names.items()})
+    inputs = {name: case[name].requires_grad_() for name in ("support_in", "query_in")}
+    points = method.in_context(inputs["support_in"])
+    queries = method.f(inputs["query_in"], points)
+    assert_golden(points, case["g_out"], relative=1e-12)
+    assert_golden(queries, case["f_out"], relative=1e-12)
+    ((case["cotangent.f_out"] * queries).sum() + (case["cotangent.g_out"] * points).sum()).backward()
+    slopes = {theirs: method.get_parameter(ours).grad for theirs, ours in names.items()}
+    for name, slope in {**slopes, **{name: tensor.grad for name, tensor in inputs.items()}}.items():
+        assert slope is not None
+        assert_golden(slope, case[f"grad.{name}"], relative=1e-12)
+
+
 def lstm_names(theirs: str, ours: str, cells: int) -> dict[str, str]:
     kinds = {"W_ih": "weight_ih", "W_hh": "weight_hh", "b_ih": "bias_ih", "b_hh": "bias_hh"}
     return {
@@ -419,3 +518,298 @@ def test_meta_lstm() -> None:
     logits = method.predict(adapted, task.query_x)
     assert_golden(logits, case["eval.logits.query"], relative=1e-8)
     assert_golden(nn.functional.cross_entropy(logits, task.query_y), case["eval.loss.query"], relative=1e-8)
+
+
+def sap_names(case: Case) -> dict[str, list[str]]:
+    """Ours -> golden names of the arrays that it is made of, one beside the other."""
+    names = {}
+    if "ranks" in case:
+        for i, layer in enumerate(["backbone.linears.0", "backbone.linears.1", "head"], start=1):
+            names |= {f"{layer}.{kind}": [f"base.lin{i}.{kind}"] for kind in ("weight", "bias")}
+        for ours, theirs in (("input", "in"), ("output", "out")):
+            names |= {f"{ours}.factor": [f"phi.{theirs}.p"], f"{ours}.term": [f"phi.{theirs}.r"]}
+            names |= {f"{ours}.{gate}.logits": [f"lambda.{theirs}.{gate}"] for gate in ("scale", "shift")}
+        operations = {"scalar": "p", "vector": "q", "matrix": "M", "shift.scalar": "r", "shift.vector": "w"}
+        for i in range(2):
+            ours, theirs = f"hidden.{i}", f"hid{i + 1}"
+            names |= {f"{ours}.{own}": [f"phi.{theirs}.{their}"] for own, their in operations.items()}
+            names |= {f"{ours}.{f}": [f"phi.{theirs}.{f}{rank}" for rank in case["ranks"]] for f in "USV"}
+            names |= {f"{ours}.logits": [f"lambda.{theirs}.a"], f"{ours}.shift.logits": [f"lambda.{theirs}.b"]}
+        return names
+    names |= {ours: [f"base.{theirs}"] for theirs, ours in conv_names().items()}
+    names |= {"output.matrix": ["phi.out.A"], "output.bias": ["phi.out.c"], "output.logits": ["lambda.out.g"]}
+    operations = {
+        "pointwise": "K1",
+        "kernel": "K3",
+        "shift.scalar": "s",
+        "shift.vector": "t",
+        **dict(zip("USV", "USV")),
+    }
+    for i in range(5):
+        ours = f"hidden.{i - 1}" if i else "input"
+        names |= {f"{ours}.{own}": [f"phi.pos{i}.{their}"] for own, their in operations.items()}
+        names |= {f"{ours}.logits": [f"lambda.pos{i}.a"], f"{ours}.shift.logits": [f"lambda.pos{i}.b"]}
+        if i:
+            names |= {f"kernels.{i - 1}.slices": [f"phi.pos{i}.M"], f"kernels.{i - 1}.channels": [f"phi.pos{i}.n"]}
+            names[f"kernels.{i - 1}.logits"] = [f"lambda.pos{i}.m"]
+    return names
+
+
+@pytest.mark.parametrize(
+    ("name", "depthwise"),
+    [(path.stem, False) for path in sorted(FOLDER.glob("sap_*.npz"))]
+    + [("sap_image_init_T1", True), ("sap_image_T1", True)],  # all between two channels is zero there
+)
+def test_sap(name: str, depthwise: bool) -> None:
+    case = load(name)
+    names, common = sap_names(case), {"inner_lr": float(case["inner_lr"]), "steps": int(case["inner_steps"])}
+    if "sine" in name:
+        widths, ranks = [int(case["width"])] * 2, case["ranks"].tolist()
+        method = SAP(MLP(widths), ranks=ranks, adapts_head=False, adapts_input_scale=False, **common)
+        task, kind, relative = task_of(case), "pred", 1e-10
+    else:
+        method = SAP(Conv4(channels=4), depthwise=depthwise, **common)
+        task, kind, relative = task_of(case, way=3), "logits", 1e-9
+    method.build(task.map(lambda t: t.float() if t.is_floating_point() else t)).double()
+    parameters = dict(method.named_parameters())
+
+    def stored(ours: str, prefix: str = "") -> Tensor:
+        parts = [case[prefix + theirs] for theirs in names[ours]]
+        whole = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
+        if whole.numel() != parameters[ours].numel():  # of all pairs of channels: ours is the diagonal
+            pairs, whole = whole, whole.diagonal().movedim(-1, 0)
+            assert prefix in ("", "adapted.") or pairs.count_nonzero() == whole.count_nonzero()
+        return whole.reshape(parameters[ours].shape)
+
+    method.load_state_dict({ours: stored(ours) for ours in parameters})
+    for of in ("support", "query"):
+        if f"{kind}.{of}_before" in case:
+            before = method(getattr(task, f"{of}_x"))
+            assert_golden(before, case[f"{kind}.{of}_before"], relative=relative)
+    state = method.adapt(task.support)
+    for ours, parameter in parameters.items():
+        if f"adapted.{names[ours][0]}" in case:
+            assert_golden(state.weights.get(ours, parameter), stored(ours, "adapted."), relative=relative)
+        else:
+            assert ours not in state.weights
+    assert_golden(method.predict(state, task.query_x), case[f"{kind}.query_after"], relative=relative)
+    for method.order, prefix in ((2, "metagrad."), (1, "metagrad_first_order.")):
+        if f"{prefix}{names['head.weight'][0]}" in case:
+            loss = method.loss(task)
+            assert_golden(loss, case["loss.query_after"], relative=relative)
+            for ours, slope in zip(parameters, torch.autograd.grad(loss, list(parameters.values()))):
+                assert_golden(slope, stored(ours, prefix), relative=relative)
+
+
+def load_named(method: Method, task: Task, case: Case, names: dict[str, str]) -> None:
+    """Build a method for a task, and give each parameter the array of its name in the case."""
+    method.build(task.map(lambda t: t.float() if t.is_floating_point() else t)).double()
+    shapes = {ours: p.shape for ours, p in method.named_parameters()}
+    assert shapes.keys() == set(names.values())
+    method.load_state_dict({ours: case[theirs].reshape(shapes[ours]) for theirs, ours in names.items()})
+
+
+def test_warp_maml() -> None:
+    case = load("warp_maml_T2")
+    task, relative = task_of(case, way=3), 1e-9
+    method = WarpMAML(Conv4(channels=4), inner_lr=float(case["inner_lr"]), steps=int(case["inner_steps"]))
+    names = {f"base.{theirs}": ours for theirs, ours in conv_names().items()}
+    names |= {f"warp.warp{i + 2}.{kind}": f"warps.{i}.{kind}" for i in range(3) for kind in ("weight", "bias")}
+    load_named(method, task, case, names)
+    assert_golden(method(method.fixed(task.query_x)), case["logits.query_before"], relative=relative)
+
+    losses = []
+    for step in range(1, method.steps + 1):
+        method.set_test_steps(step)
+        method.eval()
+        state = method.adapt(task.support)
+        assert set(state.weights) == {ours for theirs, ours in names.items() if f"step1.adapted.{theirs}" in case}
+        for theirs, ours in names.items():
+            if ours in state.weights:
+                assert_golden(state.weights[ours], case[f"step{step}.adapted.{theirs}"], relative=relative)
+        assert_golden(method.predict(state, task.query_x), case[f"step{step}.logits.query"], relative=relative)
+        losses.append(case[f"step{step}.loss.query"])
+    method.train()
+    loss = method.loss(task)
+    assert_golden(loss, torch.stack(losses).sum(), relative=relative)
+    loss.backward()
+    gradients = {key: p.grad for key, p in method.named_parameters()}
+    for theirs, ours in names.items():
+        assert_golden(gradients[ours], case[f"metagrad.{theirs}"], relative=relative)
+
+
+@pytest.mark.parametrize("name", ["tnet_T2", "mtnet_T2"])
+def test_t_net(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, masks, relative = load(name), name == "mtnet_T2", 1e-8 if name == "mtnet_T2" else 1e-9
+    task = task_of(case, way=3)
+    method = TNet(Conv4(channels=4), inner_lr=float(case["inner_lr"]), steps=int(case["inner_steps"]), masks=masks)
+    names = {f"base.{theirs}": ours for theirs, ours in conv_names().items()}
+    names |= {f"transform.T{i + 1}": f"transforms.{i}" for i in range(5)}
+    if masks:
+        names |= {f"zeta.block{i + 1}": f"zetas.{i}" for i in range(4)}
+        noise = itertools.cycle(-case[f"gumbel.block{i}"].diff(dim=1)[:, 0] for i in range(1, 5))
+        monkeypatch.setattr(tnet, "logistic", lambda like: next(noise))
+    load_named(method, task, case, names)
+    assert_golden(method(task.query_x), case["logits.query_before"], relative=relative)
+    if masks:
+        for i, logits in enumerate(method.zetas, start=1):
+            assert torch.equal(method.mask(logits), case[f"mask.block{i}"])
+
+    state = method.adapt(task.support)
+    for ours, weight in state.weights.items():
+        theirs = {o: t for t, o in names.items()}[ours]
+        assert_golden(weight, case[f"adapted.{theirs}"], relative=relative)
+    assert_golden(method.predict(state, task.query_x), case["logits.query_after"], relative=relative)
+    loss = method.loss(task)
+    assert_golden(loss, case["loss.query_after"], relative=relative)
+    loss.backward()
+    for theirs, ours in names.items():
+        gradient = method.get_parameter(ours).grad
+        assert gradient is not None
+        assert_golden(gradient, case[f"metagrad.{theirs}"].reshape(gradient.shape), relative=relative)
+
+    if masks:
+        method.eval()
+        logits = method.predict(method.adapt(task.support), task.query_x)
+        assert_golden(logits, case["eval.logits.query_after"], relative=relative)
+        loss = nn.functional.cross_entropy(logits, task.query_y)
+        assert_golden(loss, case["eval.loss.query_after"], relative=relative)
+
+
+class RecordedLEO(LEO):
+    """Draws the noise of a case, and writes down what it computes."""
+
+    def __init__(self, draws: list[Tensor], **settings) -> None:
+        super().__init__(nn.Flatten(), **settings)
+        self.draws = draws
+        self.related, self.tried, self.losses, self.found = [], [], [], []
+
+    def noise(self, like: Tensor) -> Tensor:
+        return self.draws.pop(0)
+
+    def relate(self, encoded: Tensor) -> Tensor:
+        self.related.append(super().relate(encoded))
+        return self.related[-1]
+
+    def support_loss(self, classifiers: Tensor, *data: Tensor) -> Tensor:
+        self.tried.append(classifiers)
+        self.losses.append(super().support_loss(classifiers, *data))
+        return self.losses[-1]
+
+    def logits(self, weights: Tensor, x: Tensor) -> Tensor:
+        self.found.append(super().logits(weights, x))
+        return self.found[-1]
+
+
+LEO_MATRICES = {"encoder": "encoder.weight", "decoder": "decoder.weight"}
+LEO_MATRICES |= {f"relation{i + 1}": f"relation.{i}.weight" for i in range(3)}
+LEO_NAMES = LEO_MATRICES | {name: name for name in ("inner_lr", "finetuning_lr")}
+
+
+def leo_parameter(array: Tensor) -> Tensor:
+    """A golden parameter as ours: theirs are [inputs, outputs], and step sizes [1, 1, size]."""
+    return array.T if array.dim() == 2 else array.flatten()
+
+
+def leo(case: Case) -> RecordedLEO:
+    terms = [f"{term}_weight" for term in ("kl", "encoder_penalty", "l2_penalty", "orthogonality_penalty")]
+    draws = [case["noise.latents"], *case["noise.decoder"]] if "noise.latents" in case else []
+    return RecordedLEO(
+        [noise.flatten(0, 1) for noise in draws],
+        latents=int(case["num_latents"]),
+        steps=int(case["inner_unroll_length"]),
+        finetuning_steps=int(case["finetuning_unroll_length"]),
+        dropout=float(case["dropout_rate"]),
+        **{term: float(case[term]) for term in terms},
+    )
+
+
+def leo_task(case: Case) -> Task:
+    x, y, queries, labels = (case[name].flatten(0, 1) for name in ("support_x", "support_y", "query_x", "query_y"))
+    return Task(x, y, queries, labels, int(case["num_classes"]))
+
+
+def load_leo(method: LEO, task: Task, case: Case) -> None:
+    method.build(task.map(lambda t: t.float() if t.is_floating_point() else t)).double()
+    method.load_state_dict({ours: leo_parameter(case[f"param.{theirs}"]) for theirs, ours in LEO_NAMES.items()})
+
+
+@pytest.mark.parametrize("name", ["leo_train", "leo_eval"])
+def test_leo(name: str) -> None:
+    case, forward = load(name), 1e-11
+    task, method = leo_task(case), leo(case)
+    load_leo(method, task, case)
+    method.train(name == "leo_train")
+    encoded, decoded, latents = [], [], []
+    method.encoder.register_forward_hook(lambda _, inputs, output: encoded.append(output))
+    method.decoder.register_forward_hook(lambda _, inputs, output: decoded.append(output))
+    method.decoder.register_forward_hook(lambda _, inputs, output: latents.append(inputs[0]))
+
+    state = method.adapt(task.support)
+    assert_golden(encoded[0], case["encoder_output"].flatten(0, 1), relative=forward)
+    assert_golden(method.related[0], case["relation_output"].flatten(0, 1), relative=forward)
+    assert_golden(torch.stack(latents), case["steps.latents"].flatten(1, 2), relative=forward)
+    assert_golden(torch.stack(decoded), case["steps.decoder_output"].flatten(1, 2), relative=forward)
+    classifiers = torch.cat([case["steps.decoded_weights"], case["steps.finetuned_weights"]])
+    assert_golden(torch.stack(method.tried), classifiers[:-1].flatten(1, 2), relative=forward)
+    assert_golden(state.weights, classifiers[-1].mean(1), relative=forward)
+    assert_golden(torch.stack(method.found), case["steps.support_logits"][:-1].flatten(1, 2), relative=forward)
+    assert_golden(torch.stack(method.losses), case["steps.support_ce"][:-1].sum((1, 2)), relative=forward)
+    assert_golden(
+        method.logits(state.weights, task.support_x), case["steps.support_logits"][-1].flatten(0, 1), relative=forward
+    )
+
+    logits = method.predict(state, task.query_x)
+    assert_golden(logits, case["query_logits"].flatten(0, 1), relative=forward)
+    assert_golden(task_score(logits, task.query_y, 3), case["query_accuracy"], relative=1e-6)
+    assert_golden(state.kl, case["loss.kl"], relative=1e-7)
+    assert_golden(state.encoder_penalty, case["loss.encoder_penalty"], relative=1e-7)
+    assert_golden(method.l2_penalty_weight * method.l2_penalty(), case["loss.l2_weighted"], relative=forward)
+    orthogonality = method.orthogonality_penalty_weight * method.orthogonality_penalty()
+    assert_golden(orthogonality, case["loss.orthogonality_weighted"], relative=forward)
+
+
+@pytest.mark.parametrize("name", ["leo_train", "leo_eval"])
+def test_leo_update(name: str) -> None:
+    """The meta-gradient of one task, and what is left of it when its elements and then each tensor are bounded."""
+    case = load(name)
+    task, method = leo_task(case), leo(case)
+    load_leo(method, task, case)
+    group = leo_group(method, task, clip_value=0.1, clip_parameter_norm=0.1)
+    method.train(name == "leo_train")
+    before = group.models.state(0)
+    draws = list(method.draws)
+    gradients, loss = group.gradients(task.map(lambda t: t[None]), 0)
+    assert_golden(loss, case["loss.total"], relative=1e-7)
+    method.draws = draws
+    group.update()
+    for theirs, ours in LEO_NAMES.items():
+        mine = dict(zip(group.models.trained, gradients))[ours]
+        assert_golden(mine, leo_parameter(case[f"metagrad.{theirs}"]), relative=1e-6)
+        step = before[ours] - group.models.parameters[ours]
+        assert_golden(step, leo_parameter(case[f"metagrad_clipped.{theirs}"]), relative=1e-6)
+
+
+def leo_group(method: Method, task: Task, **settings) -> Group:
+    """One that steps down the meta-gradient of a task as it is."""
+    training = Training(TaskShape(3, 2, 4), 1, precision="float64", batching="loop", trace=False, **settings)
+    recipe = Recipe(Fixed(task), method, training, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1.0))
+    return Group(recipe, [0], [method], "cpu")
+
+
+def test_leo_whose_loss_is_not_a_number() -> None:
+    """Decay by the whole of the weights, then both bounds: their step for the matrices, none for the step sizes."""
+    case, shapes = load("leo_nan_guard"), load("leo_eval")
+    shapes["query_x"][0, 0, 0] = float("nan")  # the case has no data
+    task, method = leo_task(shapes), leo(shapes)
+    load_leo(method, task, case)
+    group = leo_group(method, task, clip_value=0.1, clip_parameter_norm=0.1, decay_if_broken=1.0)
+    before = group.models.state(0)
+    method.eval()
+    assert group.update().isnan().all()
+    for theirs, ours in LEO_NAMES.items():
+        step = before[ours] - group.models.parameters[ours]
+        if theirs in LEO_MATRICES:
+            assert_golden(step, leo_parameter(case[f"metagrad_clipped.{theirs}"]), relative=1e-12)
+        else:
+            assert not step.any()

@@ -14,7 +14,8 @@ from quickstudy.engine.models import LOOP, Models, fastest_chunk, meta_loss, sco
 from quickstudy.engine.recipe import Recipe, Training, Validation
 from quickstudy.engine.train import Group, build_methods
 from quickstudy.errors import BackboneError
-from quickstudy.methods import MAML, Method, ProtoNet
+from quickstudy.methods import MAML, MatchingNet, Method, ProtoNet, Reptile
+from quickstudy.methods.inner import Adam
 from quickstudy.nn import MLP, Conv4
 from quickstudy.task import Task, TaskShape
 
@@ -46,9 +47,16 @@ METHODS = {
     "fomaml": lambda: MAML(mlp(), inner_lr=0.1, steps=2, order=1),
     "maml, support statistics": lambda: MAML(mlp(), inner_lr=0.1, steps=2, norm="support"),
     "anil": lambda: MAML(mlp(), inner_lr=0.1, steps=2, adapts="head", clip=0.05),
+    "meta-sgd": lambda: MAML(mlp(), steps=1, inner_lr_learned="weight", inner_lr_range=(0.005, 0.1)),
+    "protomaml": lambda: MAML(mlp(), inner_lr=0.1, steps=2, head_start="prototypes"),
+    "reptile": lambda: Reptile(mlp(), Adam(0.01, beta1=0), steps=2, batch=4),
     "protonet": lambda: ProtoNet(conv()),
+    "protonet, centred": lambda: ProtoNet(mlp(), normalise="centred-l2"),
     "protonet, joint": lambda: ProtoNet(mlp(), norm="joint", distance="cosine"),
     "protonet, support statistics": lambda: ProtoNet(conv(), norm="support"),
+    "matching": lambda: MatchingNet(conv(), norm="support"),
+    "matching, full contexts": lambda: MatchingNet(mlp(), fce="concat", norm="joint"),
+    "matching, full contexts, summed": lambda: MatchingNet(conv(), distance="euclidean", fce="sum"),
 }
 
 
@@ -135,7 +143,7 @@ def recipe(**training) -> Recipe:
     )
 
 
-@pytest.mark.parametrize("clip", [{}, {"clip_norm": 0.05}, {"clip_value": 0.01}])
+@pytest.mark.parametrize("clip", [{}, {"clip_norm": 0.05}, {"clip_parameter_norm": 0.02}, {"clip_value": 0.01}])
 def test_training_seeds_together_equals_training_each(clip: dict[str, float]) -> None:
     """Norms, clips, validation and best states are kept per seed, and tasks drawn per seed."""
     seeds = [3, 7]

@@ -320,6 +320,53 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_checkpoint(tmp_path: Pa
     assert all(tensor.isfinite().all() for tensor in load_state(tmp_path / "run" / "state-0.pt")["parameters"].values())
 
 
+def group_of(*overrides: str, seeds: list[int] | None = None) -> Group:
+    """One that steps down the meta-gradient as it is."""
+    overrides = ("--train.batching=vmap", "--optimizer=torch.optim.SGD", "--optimizer.lr=1", *overrides)
+    settings = engine.parse_recipe(SINE, overrides)
+
+    def make() -> engine.Recipe:
+        return engine.instantiate(settings)
+
+    return Group(make(), seeds or [0], build_methods(make, seeds or [0]), "cpu")
+
+
+def test_the_gradient_of_each_parameter_has_its_own_bound() -> None:
+    """Elements are bounded first; what is short stays as it is, and what is long keeps its direction."""
+    bounds = ["--train.clip_value=0.3", "--train.clip_parameter_norm=0.5", "--train.precision=float64"]
+    group = group_of(*bounds)
+    slopes = dict(zip(group.models.trained, group.gradients(group.batch(0), 4)[0]))
+    before = group.models.state(0)
+    group.update()
+    lengths = []
+    for name, slope in slopes.items():
+        slope = slope.clamp(-0.3, 0.3)
+        lengths.append(slope.norm().item())
+        expected = slope * min(1, 0.5 / lengths[-1])
+        torch.testing.assert_close(before[name] - group.models.parameters[name], expected)
+    assert min(lengths) < 0.5 < max(lengths)
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 1]])
+def test_a_gradient_that_is_not_finite_may_give_way_to_weight_decay(seeds: list[int]) -> None:
+    """Of matrices alone, in the seed alone whose gradient it is; and the training goes on."""
+    broken = ["--method=helpers.SteepAtZero", "--method.backbone=quickstudy.nn.MLP"]
+    group = group_of(*broken, "--train.decay_if_broken=0.1", seeds=seeds)
+    if len(seeds) == 2:
+        with torch.no_grad():
+            group.models.parameters["offset"][1] = 0.5
+    before = group.models.state(0), group.models.state(len(seeds) - 1)
+    group.update()
+    group.check()
+    after = group.models.state(0), group.models.state(len(seeds) - 1)
+    for name, weight in before[0].items():
+        torch.testing.assert_close(after[0][name], 0.9 * weight if weight.dim() == 2 else weight)
+    assert any(weight.dim() == 2 for weight in before[0].values())
+    if len(seeds) == 2:
+        assert not torch.equal(after[1]["offset"], before[1]["offset"])
+        assert all(torch.equal(after[1][name], before[1][name]) for name in after[1] if name != "offset")
+
+
 def test_randomness_is_that_of_the_update_whenever_it_was_traced(tmp_path: Path) -> None:
     """Timing and tracing draw random numbers too; what a resumed training draws does not depend on it."""
     settings = ["--method.backbone=helpers.Dropping", "--train.trace=true", "--train.updates=8"]

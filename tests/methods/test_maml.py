@@ -7,10 +7,11 @@ from collections import Counter
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import loss_of
 from torch import Tensor, nn
 
 from quickstudy.errors import RecipeError
-from quickstudy.methods import MAML, gradient
+from quickstudy.methods import MAML, ProtoNet, gradient
 from quickstudy.nn import MLP, Conv4
 from quickstudy.task import Task
 
@@ -218,3 +219,138 @@ def test_frozen_parameters_stay_as_they_are(order: int) -> None:
     method.loss(task).backward()
     assert frozen.weight.grad is None
     assert method.head.weight.grad is not None
+
+
+# ---------------------------------------------------------------------- Meta-SGD: learned inner rates
+
+
+@pytest.mark.parametrize("learned", ["layer", "weight"])
+def test_learned_rates_start_as_the_fixed_one(learned: str) -> None:
+    task = classes()
+    settings = {"steps": 2, "inner_lr": 0.3, "clip": 0.2}
+    plain, method = (built(task, MLP([5]), inner_lr_learned=how, **settings) for how in ("none", learned))
+    torch.testing.assert_close(method.adapt(task.support), plain.adapt(task.support))
+    shapes = {name: tuple(weight.shape) if learned == "weight" else () for name, weight in method.initial.items()}
+    assert {name: tuple(rate.shape) for name, rate in method.rates().items()} == shapes
+    assert all(isinstance(rate, nn.Parameter) for rate in method.rates().values())
+
+
+@pytest.mark.parametrize("adapts", ["all", "head", "body"])
+def test_a_rate_is_of_its_own_weight(adapts: str) -> None:
+    """Doubled, it doubles the step of that weight, and no other."""
+    task = classes()
+    method = built(task, MLP([5]), steps=1, inner_lr=0.3, inner_lr_learned="weight", adapts=adapts)
+    before, start = method.adapt(task.support).weights, method.initial
+    for name, rate in method.rates().items():
+        with torch.no_grad():
+            rate *= 2
+        after = method.adapt(task.support).weights
+        with torch.no_grad():
+            rate /= 2
+        for other in before:
+            factor = 2 if other == name else 1
+            torch.testing.assert_close(after[other] - start[other], factor * (before[other] - start[other]))
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_the_slope_of_a_rate_is_the_product_of_two_gradients(order: int) -> None:
+    """Of one step: minus the support gradient before it, times the query gradient after it."""
+    task = classes()
+    method = built(task, MLP([5]), steps=1, inner_lr=0.3, inner_lr_learned="weight", order=order)
+    support = torch.autograd.grad(
+        F.cross_entropy(method(task.support_x), task.support_y), list(method.initial.values())
+    )
+    state = method.adapt(task.support)
+    weights = {name: weight.detach().requires_grad_() for name, weight in state.weights.items()}
+    query = torch.autograd.grad(
+        F.cross_entropy(method.predict(state._replace(weights=weights), task.query_x), task.query_y),
+        list(weights.values()),
+    )
+    method.loss(task).backward()
+    for rate, before, after in zip(method.inner_lrs, support, query):
+        torch.testing.assert_close(rate.grad, -before * after)
+
+
+@pytest.mark.parametrize("learned", ["layer", "weight"])
+def test_rates_are_drawn_as_one_value(learned: str) -> None:
+    rates = []
+    for seed in range(5):
+        torch.manual_seed(seed)
+        method = MAML(MLP([5]), inner_lr_learned=learned, inner_lr_range=(0.005, 0.1)).build(
+            classes().map(lambda t: t.float() if t.is_floating_point() else t)
+        )
+        values = torch.cat([rate.detach().flatten() for rate in method.rates().values()])  # type: ignore[union-attr]
+        assert (values == values[0]).all()
+        rates.append(values[0].item())
+    assert len(set(rates)) == 5
+    assert all(0.005 <= rate <= 0.1 for rate in rates)
+
+
+# ---------------------------------------------------------------------- ProtoMAML: a head of prototypes
+
+
+def test_without_a_step_a_head_of_prototypes_is_protonet() -> None:
+    task = classes(shot=3)
+    method = built(task, MLP([5]), steps=0, head_start="prototypes")
+    theirs = ProtoNet(method.backbone).build(task).double()
+    ours = method.predict(method.adapt(task.support), task.query_x).log_softmax(-1)
+    torch.testing.assert_close(ours, theirs.predict(theirs.adapt(task.support), task.query_x).log_softmax(-1))
+    torch.testing.assert_close(method.loss(task), theirs.loss(task))
+    names = [name for name, p in method.named_parameters() if p.requires_grad]
+    assert names == [name for name, _ in theirs.named_parameters()]  # no head is meta-learned
+    slopes = [torch.autograd.grad(m.loss(task), list(method.backbone.parameters())) for m in (method, theirs)]
+    torch.testing.assert_close(slopes[0], slopes[1])
+
+
+@pytest.mark.parametrize("adapts", ["all", "head"])
+def test_a_step_from_prototypes_by_hand(adapts: str) -> None:
+    """The head starts as a function of the backbone, and inside the task the two are separate weights."""
+    task = classes(shot=2)
+    method = built(task, MLP([5]), steps=1, inner_lr=0.1, head_start="prototypes", adapts=adapts)
+    linear = method.backbone.linears[0]  # type: ignore[index]
+    body = [linear.weight.detach().requires_grad_(), linear.bias.detach().requires_grad_()]
+    means = F.relu(F.linear(task.support_x, *body)).view(3, 2, -1).mean(1).detach()
+    head = [(2 * means).requires_grad_(), (-(means**2).sum(1)).requires_grad_()]
+    loss = F.cross_entropy(F.linear(F.relu(F.linear(task.support_x, *body)), *head), task.support_y)
+    slopes = torch.autograd.grad(loss, [*body, *head])
+    rates = [0.1 if adapts == "all" else 0.0] * 2 + [0.1] * 2
+    body0, body1, head0, head1 = (w - rate * g for w, rate, g in zip([*body, *head], rates, slopes))
+    expected = F.linear(F.relu(F.linear(task.query_x, body0, body1)), head0, head1)
+    torch.testing.assert_close(method.predict(method.adapt(task.support), task.query_x), expected)
+
+
+def test_a_head_of_prototypes_takes_tasks_of_any_way() -> None:
+    method = built(classes(3), MLP([5]), head_start="prototypes")
+    for way in (2, 3, 7):
+        task = classes(way)
+        method.check(task)
+        assert method.predict(method.adapt(task.support), task.query_x).shape == (4 * way, way)
+    with pytest.raises(RecipeError, match="built for 3-way tasks"):
+        built(classes(3), MLP([5]), head_start="prototypes", inner_lr_learned="weight").check(classes(2))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"inner_lr_learned": "layer"},
+        {"inner_lr_learned": "weight"},
+        {"inner_lr_learned": "layer", "head_start": "prototypes"},
+        {"head_start": "prototypes", "norm": "support"},
+        {"head_start": "prototypes", "adapts": "head"},
+    ],
+    ids=str,
+)
+def test_meta_gradient_of_the_relatives_against_finite_differences(settings: dict) -> None:
+    task = classes(size=(4,))
+    method = built(task, nn.Sequential(MLP([4, 3], batch_norm=True), nn.Tanh()), inner_lr=0.1, steps=2, **settings)
+    values = [p.detach().clone().requires_grad_(p.requires_grad) for p in method.parameters()]
+    assert torch.autograd.gradcheck(loss_of(method, task), values, eps=1e-7, atol=1e-5, fast_mode=True)
+
+
+def test_relatives_that_make_no_sense() -> None:
+    with pytest.raises(RecipeError, match="set inner_lr_learned"):
+        MAML(Pass(), inner_lr_range=(0.1, 0.2))
+    with pytest.raises(RecipeError, match="for heads that adapt"):
+        MAML(Pass(), head_start="prototypes", adapts="body")
+    with pytest.raises(RecipeError, match="regression"):
+        built(waves(), MLP([5]), head_start="prototypes").loss(waves())

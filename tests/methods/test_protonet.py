@@ -76,3 +76,38 @@ def test_regression_is_refused() -> None:
     method = ProtoNet(Conv4(channels=4)).build(Task(x, torch.rand(5, 1), x, torch.rand(5, 1)))
     with pytest.raises(RecipeError, match="regression"):
         method.predict(method.adapt(Support(x, torch.rand(5, 1), None)), x)
+
+
+class Shifted(nn.Module):
+    """Pixels, scaled and shifted."""
+
+    def __init__(self, scale: float, shift: float) -> None:
+        super().__init__()
+        self.scale, self.shift = scale, shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) * self.scale + self.shift
+
+
+def simple(task: Task, normalise: str, scale: float = 1.0, shift: float = 0.0) -> Tensor:
+    method = ProtoNet(Shifted(scale, shift), normalise=normalise).build(task)  # type: ignore[arg-type]
+    assert (method.calibration_tasks > 0) == (normalise == "centred-l2")
+    method.calibrate([task, task])
+    return method.predict(method.adapt(task.support), task.query_x)
+
+
+def test_what_normalising_makes_no_difference_to(task: Task) -> None:
+    """Lengths make none after l2, and once the mean is taken off neither does where the embeddings lie."""
+    for normalise, scale, shift in (("l2", 3.0, 0.0), ("centred-l2", 3.0, 0.0), ("centred-l2", 3.0, 2.0)):
+        torch.testing.assert_close(simple(task, normalise, scale, shift), simple(task, normalise), rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(simple(task, "l2", shift=2.0), simple(task, "l2"))
+    assert not torch.allclose(simple(task, "none", 3.0), simple(task, "none"))
+
+
+def test_nearest_centroids_of_simpleshot_by_hand(task: Task) -> None:
+    x, qx = task.support_x.flatten(1), task.query_x.flatten(1)
+    centre = torch.cat([x, qx]).mean(0)
+    for normalise, shift in (("l2", torch.zeros(1)), ("centred-l2", centre)):
+        a, b = ((z - shift) / (z - shift).norm(dim=1, keepdim=True) for z in (x, qx))
+        expected = -(torch.cdist(b, a.view(4, 2, -1).mean(1)) ** 2)
+        torch.testing.assert_close(simple(task, normalise), expected, rtol=1e-4, atol=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any, Literal, Self
 
 import torch
@@ -46,6 +47,8 @@ class Method(nn.Module, ABC):
     """Whether a built method takes tasks of any number of classes, not only of that of the example it was built for."""
     test_steps: int | None = None
     """Inner steps in meta-validation and meta-test, of methods that take some."""
+    calibration_tasks: int = 0
+    """How many meta-training tasks :meth:`calibrate` is to be shown before a test."""
 
     def __init__(self, backbone: nn.Module, norm: Norm = "batch") -> None:
         super().__init__()
@@ -104,6 +107,12 @@ class Method(nn.Module, ABC):
 
     def create(self, features: int, outputs: int) -> None:
         """Create the parameters beyond the backbone's, for this size of the embedding and of the output."""
+
+    def calibrate(self, tasks: Iterable[Task]) -> None:
+        """Look at meta-training tasks once more before a test, for what is measured and not learned.
+
+        The engine calls it without gradients, where :attr:`calibration_tasks` asks for it. What it finds is a buffer.
+        """
 
     @abstractmethod
     def adapt(self, support: Support) -> Any:

@@ -1,9 +1,10 @@
-"""Gradients inside a task: what every method with an inner loop is made of."""
+"""Gradients and descent inside a task: what every method with an inner loop is made of."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -48,7 +49,9 @@ def value_and_gradient(
             gradients, (value, extra) = differentiate({name: weight.detach() for name, weight in weights.items()})
             return value, gradients, extra
     with torch.enable_grad():
-        if not second_order:
+        if second_order:  # at views of them: some may depend on others, but not inside the loss
+            weights = {name: weight.view_as(weight) for name, weight in weights.items()}
+        else:
             weights = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
         value, extra = loss(weights)
         gradients = torch.autograd.grad(
@@ -57,3 +60,123 @@ def value_and_gradient(
     if not second_order:
         value, extra = value.detach(), tree_map(Tensor.detach, extra)
     return value, dict(zip(weights, gradients)), extra
+
+
+class InnerOptimizer(ABC):
+    """An optimiser as a pure function, to descend with inside a task."""
+
+    @abstractmethod
+    def step(self, weights: Weights, slopes: Weights, state: Any | None) -> tuple[Weights, Any]:
+        """Take one step; return the new weights, and the state that the next step is to be given (``None``: the first).
+
+        Args:
+            weights: before the step.
+            slopes: the gradient of the loss at these weights.
+            state: what the step before has returned.
+        """
+
+
+class SGD(InnerOptimizer):
+    """Stochastic gradient descent with momentum, as ``torch.optim.SGD`` has it.
+
+    Args:
+        lr: learning rate.
+        momentum: share of the running sum of gradients that a step keeps.
+        dampening: share of a new gradient that is not added to it.
+        weight_decay: how many times the weights are added to the gradient.
+    """
+
+    def __init__(self, lr: float, momentum: float = 0.0, dampening: float = 0.0, weight_decay: float = 0.0) -> None:
+        self.lr, self.momentum, self.dampening, self.weight_decay = lr, momentum, dampening, weight_decay
+
+    def step(self, weights: Weights, slopes: Weights, state: Weights | None) -> tuple[Weights, Weights]:
+        if self.weight_decay:
+            slopes = {name: slope + self.weight_decay * weights[name] for name, slope in slopes.items()}
+        if self.momentum and state is not None:
+            fresh = 1 - self.dampening
+            slopes = {name: self.momentum * state[name] + fresh * slope for name, slope in slopes.items()}
+        return {name: weight - self.lr * slopes[name] for name, weight in weights.items()}, slopes
+
+
+class Adam(InnerOptimizer):
+    """Adam (Kingma & Ba, 2015), as ``torch.optim.Adam`` has it.
+
+    Args:
+        lr: learning rate.
+        beta1: share of the running mean of gradients that a step keeps; Reptile is published with 0.
+        beta2: share of the running mean of their squares that a step keeps.
+        eps: added to the root of that mean.
+    """
+
+    def __init__(self, lr: float = 1e-3, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> None:
+        self.lr, self.beta1, self.beta2, self.eps = lr, beta1, beta2, eps
+
+    def step(
+        self, weights: Weights, slopes: Weights, state: tuple[int, Weights, Weights] | None
+    ) -> tuple[Weights, tuple[int, Weights, Weights]]:
+        zeros = {name: torch.zeros_like(slope) for name, slope in slopes.items()}
+        count, means, squares = state or (0, zeros, zeros)
+        count += 1
+        means = {name: self.beta1 * means[name] + (1 - self.beta1) * slope for name, slope in slopes.items()}
+        squares = {name: self.beta2 * squares[name] + (1 - self.beta2) * slope**2 for name, slope in slopes.items()}
+        rate, root = self.lr / (1 - self.beta1**count), (1 - self.beta2**count) ** 0.5
+        weights = {
+            name: weight - rate * means[name] / (squares[name].sqrt() / root + self.eps)
+            for name, weight in weights.items()
+        }
+        return weights, (count, means, squares)
+
+
+def descend(
+    loss: Callable[[Weights, Tensor, Tensor], Tensor],
+    weights: Weights,
+    optimizer: InnerOptimizer,
+    x: Tensor,
+    y: Tensor,
+    *,
+    steps: int,
+    batch: int | None = None,
+) -> tuple[Weights, list[Tensor]]:
+    """Train weights on the examples of a task; return them, and the loss before each step. Both are constants.
+
+    Args:
+        loss: from weights, ``[batch, ...]`` examples and their targets to a scalar.
+        weights: to start from.
+        optimizer: takes the steps.
+        x: examples ``[M, ...]``.
+        y: their targets ``[M, ...]``.
+        steps: how many to take.
+        batch: examples of one step, in the order of :func:`minibatches`; all of them if ``None``.
+    """
+    weights, state, losses = {name: weight.detach() for name, weight in weights.items()}, None, []
+    for chosen in minibatches(x, batch, steps) if batch else [slice(None)] * steps:
+        value, slopes, _ = value_and_gradient(
+            lambda weights: (loss(weights, x[chosen], y[chosen]), []),  # noqa: B023
+            weights,
+            second_order=False,
+        )
+        weights, state = optimizer.step(weights, slopes, state)
+        losses.append(value)
+    return weights, losses
+
+
+def minibatches(x: Tensor, size: int, count: int) -> Tensor:
+    """Return which examples of ``x [M, ...]`` make up each minibatch, int64 ``[count, size]``.
+
+    The examples are shuffled, dealt out, shuffled again, and so on: a minibatch may end one round and begin the next.
+    """
+    rounds = -(-count * size // len(x))
+    return random_bits(x, rounds * len(x)).view(rounds, len(x)).argsort(1).flatten()[: count * size].view(count, size)
+
+
+def random_bits(x: Tensor, count: int) -> Tensor:
+    """Return pseudo-random int64 numbers from 0 to 2^63 - 1, ``[count]``, that depend on the values in ``x`` alone.
+
+    What a task draws with them is its own, and the same however tasks are batched, and whenever the task comes again:
+    no generator has a state. (They are the hash of a counter and a key, as of SplitMix64; Steele et al., 2014.)
+    """
+    key = x.detach().to(torch.float32).view(torch.int32).sum()  # of the bits: not even rounding depends on the order
+    bits = torch.arange(count, device=x.device) + key * 0x1E3779B97F4A7C15
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):  # odd numbers, as of 64 bits
+        bits = (bits ^ (bits >> shift)) * factor
+    return (bits ^ (bits >> 31)) & 0x7FFFFFFFFFFFFFFF

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from quickstudy.methods.base import Method, Norm
 from quickstudy.nn import Statistics
-from quickstudy.task import Support
+from quickstudy.task import Support, Task
 
 Distance = Literal["euclidean", "cosine"]
 
@@ -28,9 +29,16 @@ class ProtoNet(Method):
 
     Nothing depends on the number of classes, so the way in meta-training may differ from the way in test.
 
+    Without meta-training, on a backbone that was trained to tell all meta-training classes apart (a recipe's
+    ``pretrained``) or on its embeddings, it is the nearest centroid of SimpleShot (Wang et al., 2019), whose UN, L2N
+    and CL2N are the values of ``normalise``.
+
     Args:
         backbone: the embedding ``f``, from ``[M, ...]`` to ``[M, features]``.
         distance: ``euclidean`` is the squared Euclidean distance, ``cosine`` one minus the cosine.
+        normalise: what is done to each embedding before means and distances are taken: nothing; ``l2`` scales it to
+            length one; ``centred-l2`` first subtracts the mean embedding of the meta-training classes, which is
+            measured before a test (:meth:`calibrate`), and zero until then.
         norm: whose statistics normalise queries (:class:`Method`). With ``joint`` support and query pass
             the embedding together in meta-training, as Snell's code does, and in test.
     """
@@ -38,23 +46,45 @@ class ProtoNet(Method):
     norms = ("batch", "support", "joint")
     any_way = True
 
-    def __init__(self, backbone: nn.Module, distance: Distance = "euclidean", norm: Norm = "batch") -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        distance: Distance = "euclidean",
+        normalise: Literal["none", "l2", "centred-l2"] = "none",
+        norm: Norm = "batch",
+    ) -> None:
         super().__init__(backbone, norm)
         self.distance: Distance = distance
+        self.normalise = normalise
+        self.calibration_tasks = 100 if normalise == "centred-l2" else 0
+
+    def create(self, features: int, outputs: int) -> None:
+        if self.normalise == "centred-l2":
+            self.register_buffer("centre", torch.zeros(features))
+
+    def calibrate(self, tasks: Iterable[Task]) -> None:
+        means = [self.embed(torch.cat([task.support_x, task.query_x])).mean(0) for task in tasks]
+        self.centre = torch.stack(means).mean(0)
 
     def adapt(self, support: Support) -> Prototypes | Support:
         if self.norm == "joint":  # nothing can be embedded before the queries are there
             return support
         embedding, statistics = self.embed_support(support.x)
-        return Prototypes(prototypes(embedding, support), statistics)
+        return Prototypes(prototypes(self.normalised(embedding), support), statistics)
 
     def predict(self, state: Prototypes | Support, query_x: Tensor) -> Tensor:
         if isinstance(state, Support):
-            embedding = self.embed(torch.cat([state.x, query_x]))
+            embedding = self.normalised(self.embed(torch.cat([state.x, query_x])))
             means, queries = prototypes(embedding[: len(state.x)], state), embedding[len(state.x) :]
         else:
-            means, queries = state.means, self.embed(query_x, state.statistics)
+            means, queries = state.means, self.normalised(self.embed(query_x, state.statistics))
         return -distances(queries, means, self.distance)
+
+    def normalised(self, embedding: Tensor) -> Tensor:
+        """Return embeddings ``[M, features]`` as means and distances are to see them."""
+        if self.normalise == "none":
+            return embedding
+        return _unit(embedding - self.centre if self.normalise == "centred-l2" else embedding)
 
 
 def prototypes(embedding: Tensor, support: Support) -> Tensor:
