@@ -10,12 +10,14 @@ from importlib import import_module
 COMMANDS = {
     "train": ("quickstudy.commands.train:train", "meta-train a recipe; writes the folder of a run"),
     "test": ("quickstudy.commands.test:test", "test a run on classes it has never met: mean and 95 % interval"),
+    "embed": ("quickstudy.commands.embed:embed", "pre-train a backbone as a classifier; write embeddings"),
     "curves": ("quickstudy.commands.curves:curves", "draw learning curves of runs beside the published numbers"),
     "recipes": ("quickstudy.commands.recipes:recipes", "list the recipes: published number, source, what was measured"),
     "data list": ("quickstudy.commands.data:list_datasets", "list the datasets: where they are and how to get them"),
     "data get": ("quickstudy.commands.data:get", "download a dataset"),
     "data show": ("quickstudy.commands.data:show", "draw a contact sheet of a dataset as PNG"),
     "study permutation": ("quickstudy.commands.study:permutation", "does the order of the support set matter?"),
+    "study methods": ("quickstudy.commands.study:methods", "all methods with the same network, tasks and budget"),
     "study learned-updates": ("quickstudy.commands.study:learned_updates", "what has OP-LSTM learned to do?"),
     "demo": ("quickstudy.commands.demo:demo", "from nothing to a tested few-shot model in under three minutes"),
 }

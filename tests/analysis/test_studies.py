@@ -135,3 +135,20 @@ def test_the_commands_write_tables_and_figures(tmp_path: Path, command: Command)
     status, _, err = command("study", "learned-updates", "study/runs/sine/lstm-batch-5shot")
     assert status == 1
     assert "PlainLSTM; learned updates are those of OPLSTM" in err
+
+
+def test_methods_are_compared_and_what_was_done_is_kept(tmp_path: Path, command: Command) -> None:
+    short = ("--shots=2", "--budget=8", "--channels=4", "--validation.tasks=2", "--test.tasks=4", "--train.trace=false")
+    for only in ("protonet", "nearest"):
+        status, _, err = command("study", "methods", "glyphs", "--only", only, *short)
+        assert (status, err) == (0, "")
+        (row,) = csv.DictReader((tmp_path / "results/studies/methods-glyphs/scores.csv").read_text().splitlines())
+        assert (row["shot"], row["tasks"], row["meta_train_tasks"]) == ("2", "4", "8" if only == "protonet" else "0")
+    run = tmp_path / "runs/methods-glyphs/protonet-conv4-5w1s-trained-2shot"
+    before = {path.name: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    status, out, err = command("study", "methods", "glyphs", "--only", "protonet", *short)
+    assert (status, err) == (0, "")
+    assert "updates ·" not in out
+    assert {path.name: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    status, _, err = command("study", "methods", "glyphs", "--only", "nothing")
+    assert (status, "no recipe of glyphs/ has 'nothing' in its name" in err) == (1, True)

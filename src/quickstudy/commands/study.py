@@ -93,3 +93,76 @@ def learned_updates(run: Path, tasks: int | None = None, out: Path | None = None
     short = [{key: f"{value:.5g}" if isinstance(value, float) else value for key, value in row.items()} for row in rows]
     console.print(write_text(folder / "updates.csv", csv_text(short)))
     console.print(draw_learned_updates(rows, folder / "updates.png", opened.name))
+
+
+def methods(
+    dataset: Literal["glyphs", "omniglot"] = "glyphs",
+    shots: str = "1,5",
+    budget: int = 4000,
+    channels: int = 32,
+    only: str = "",
+    seeds: str = "0",
+    out: Path | None = None,
+    device: str = "auto",
+    *,
+    settings: list[str],
+) -> None:
+    """Which method is best, with the same network, the same tasks and the same budget?
+
+    Trains every recipe of glyphs/ in 5-way tasks on a dataset, each method in its own setting but for the budget, and
+    tests it: a table with 95 % intervals and a figure. What was trained and tested before is not done again.
+    Any setting of all recipes is overridden by --SECTION.KEY VALUE, such as --validation.tasks 50.
+
+    Args:
+        dataset: glyphs or omniglot.
+        shots: support examples of each class, with commas between them; each is trained separately.
+        budget: tasks that a method may learn from.
+        channels: of the conv-4 that every method has.
+        only: only the recipes with this in their name.
+        seeds: of each training.
+        out: folder of the table, the figure and the runs; results/studies/methods-DATASET, and runs/methods-DATASET
+            for the runs, if not given.
+        device: cpu, cuda, cuda:1, mps; auto is a GPU if there is one.
+        settings: overrides in command-line form.
+    """
+    from rich.console import Console
+
+    from quickstudy.analysis import methods as study
+    from quickstudy.commands.train import train
+    from quickstudy.data import dataset_entry
+    from quickstudy.engine.recipe import parse_recipe, recipe_text
+    from quickstudy.engine.run import Run
+    from quickstudy.engine.testing import Result, Wish, kept_result, test_recipe, test_run
+    from quickstudy.errors import RecipeError
+    from quickstudy.files import csv_text, write_text
+
+    console, where = Console(), pick_device(device)
+    folder = out or Path("results/studies") / f"methods-{dataset}"
+    runs = folder / "runs" if out else Path("runs") / f"methods-{dataset}"
+    names = study.contestants(only)
+    if not names:
+        raise RecipeError(
+            f"no recipe of {study.MODELS} has {only!r} in its name; `quickstudy recipes glyphs` lists them"
+        )
+    class_path = f"quickstudy.data.{dataset_entry(dataset).load().__name__}"
+
+    def test(name: str, shot: int) -> Result:
+        learns = study.learns(name)
+        own = [*study.budget(name, class_path, shot, budget if learns else 0, channels), *settings]
+        if not learns:
+            return test_recipe(parse_recipe(recipe_text(name), own), Wish(), where, name=name)
+        run = Run(runs / f"{name.removeprefix(study.MODELS)}-trained-{shot}shot")
+        if not run.exists() or not run.finished:
+            train(name, seeds, device, run.folder, resume=run.exists(), settings=own)
+        return kept_result(run) or test_run(run, Wish(), where)
+
+    rows = []
+    for shot in numbers_of(shots, "--shots"):
+        for name in names:
+            result = test(name, shot)
+            console.print(result.text(), soft_wrap=True, highlight=False)
+            rows.append(study.method_row(name, shot, result))
+    title = f"{dataset}: conv-4 of {channels} channels, {budget:,} tasks for each method"
+    console.print(write_text(folder / "scores.csv", csv_text(rows)))
+    console.print(write_text(folder / "scores.md", study.methods_table(rows)))
+    console.print(study.draw_methods(rows, folder / "scores.png", title))
