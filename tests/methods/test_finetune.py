@@ -67,11 +67,7 @@ def test_it_is_training_with_pytorch(name: str, norm: str) -> None:
     other = learner(method, method.draw(task.support))
     adapted = [other.get_parameter(own).requires_grad_() for own in sorted(method.adapted)]
     optimizer = torch.optim.SGD(adapted, lr=0.1, **settings)
-    rows = minibatches(task.support_x, method.batch, 5) if method.batch else [slice(None)] * 5
-    if method.adapts == "head":  # minibatches are of the embeddings
-        x = other.backbone(task.support_x)
-        rows = minibatches(x, method.batch, 5) if method.batch else rows
-    for chosen in rows:
+    for chosen in minibatches(task.support_x, method.batch, 5):
         optimizer.zero_grad()
         F.cross_entropy(other(task.support_x[chosen]), task.support_y[chosen]).backward()
         optimizer.step()

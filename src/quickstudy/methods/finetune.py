@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from quickstudy.errors import RecipeError
 from quickstudy.methods.base import Norm, task_loss
-from quickstudy.methods.inner import InnerOptimizer, Weights, descend, random_bits
+from quickstudy.methods.inner import InnerOptimizer, Weights, descend, minibatches, random_bits
 from quickstudy.methods.maml import Adapted, Learner
 from quickstudy.task import Support
 
@@ -94,7 +94,8 @@ class FineTune(Learner):
         if self.adapts == "head":  # the backbone stays as it is: embed once
             x = functional_call(self.backbone, part("backbone.", start), (x,))
             weights = part("head.", start)
-        weights, _ = descend(loss, weights, self.optimizer, x, support.y, steps=self.steps_now, batch=self.batch)
+        batches = minibatches(support.x, self.batch, self.steps_now)
+        weights, _ = descend(loss, weights, self.optimizer, x, support.y, batches)
         if self.adapts == "head":
             weights = start | {f"head.{name}": weight for name, weight in weights.items()}
         return self.finish(weights, support)

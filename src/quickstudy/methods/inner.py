@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -133,9 +133,7 @@ def descend(
     optimizer: InnerOptimizer,
     x: Tensor,
     y: Tensor,
-    *,
-    steps: int,
-    batch: int | None = None,
+    batches: Iterable[Tensor | slice],
 ) -> tuple[Weights, list[Tensor]]:
     """Train weights on the examples of a task; return them, and the loss before each step. Both are constants.
 
@@ -145,11 +143,10 @@ def descend(
         optimizer: takes the steps.
         x: examples ``[M, ...]``.
         y: their targets ``[M, ...]``.
-        steps: how many to take.
-        batch: examples of one step, in the order of :func:`minibatches`; all of them if ``None``.
+        batches: which examples each step is to learn from (:func:`minibatches`).
     """
     weights, state, losses = {name: weight.detach() for name, weight in weights.items()}, None, []
-    for chosen in minibatches(x, batch, steps) if batch else [slice(None)] * steps:
+    for chosen in batches:
         value, slopes, _ = value_and_gradient(
             lambda weights: (loss(weights, x[chosen], y[chosen]), []),  # noqa: B023
             weights,
@@ -160,22 +157,31 @@ def descend(
     return weights, losses
 
 
-def minibatches(x: Tensor, size: int, count: int) -> Tensor:
-    """Return which examples of ``x [M, ...]`` make up each minibatch, int64 ``[count, size]``.
+def minibatches(x: Tensor, size: int | None, count: int) -> Sequence[Tensor | slice]:
+    """Return which examples of a task make up each minibatch, int64 ``[size]``; without a size all of them do.
 
     The examples are shuffled, dealt out, shuffled again, and so on: a minibatch may end one round and begin the next.
+
+    Args:
+        x: the examples ``[M, ...]`` as the task gives them, for they are what shuffles them (:func:`random_bits`).
+        size: examples of a minibatch.
+        count: how many.
     """
+    if size is None:
+        return [slice(None)] * count
     rounds = -(-count * size // len(x))
-    return random_bits(x, rounds * len(x)).view(rounds, len(x)).argsort(1).flatten()[: count * size].view(count, size)
+    order = random_bits(x, rounds * len(x)).view(rounds, len(x)).argsort(1).flatten()
+    return order[: count * size].view(count, size).unbind()
 
 
 def random_bits(x: Tensor, count: int) -> Tensor:
     """Return pseudo-random int64 numbers from 0 to 2^63 - 1, ``[count]``, that depend on the values in ``x`` alone.
 
     What a task draws with them is its own, and the same however tasks are batched, and whenever the task comes again:
-    no generator has a state. (They are the hash of a counter and a key, as of SplitMix64; Steele et al., 2014.)
+    no generator has a state. They are the hash of a counter and a key, as of SplitMix64 (Steele et al., 2014); the key
+    is of all bits of ``x``, so give the task's own inputs, and nothing computed that is rounded here so and there so.
     """
-    key = x.detach().to(torch.float32).view(torch.int32).sum()  # of the bits: not even rounding depends on the order
+    key = x.detach().to(torch.float32).view(torch.int32).sum()  # of the bits, as whole numbers: in any order
     bits = torch.arange(count, device=x.device) + key * 0x1E3779B97F4A7C15
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):  # odd numbers, as of 64 bits
         bits = (bits ^ (bits >> shift)) * factor

@@ -8,7 +8,7 @@ from torch.func import functional_call
 
 from quickstudy.errors import RecipeError
 from quickstudy.methods.base import Norm, task_loss
-from quickstudy.methods.inner import InnerOptimizer, Weights, descend
+from quickstudy.methods.inner import InnerOptimizer, Weights, descend, minibatches
 from quickstudy.methods.maml import Adapted, Learner
 from quickstudy.task import Support, Task
 
@@ -70,8 +70,8 @@ class Reptile(Learner):
         def loss(weights: Weights, x: Tensor, y: Tensor) -> Tensor:
             return task_loss(functional_call(self, weights, (x,)), y, way)
 
-        batch = self.batch if self.training else self.test_batch
-        return descend(loss, self.initial, self.optimizer, x, y, steps=self.steps_now, batch=batch)
+        size = self.batch if self.training else self.test_batch
+        return descend(loss, self.initial, self.optimizer, x, y, minibatches(x, size, self.steps_now))
 
     def adapt(self, support: Support) -> Adapted:
         return self.finish(self.descend(*support)[0], support)
