@@ -181,7 +181,7 @@ def draw_learned_updates(rows: Sequence[dict], path: Path, title: str) -> Path:
                 own = [row for row in rows if row["quantity"] == quantity and row["layer"] == layer]
                 _draw(axis, own, measure, label, number, len(lines))
             axis.set_ylabel("cosine similarity" if measure == "cosine" else "Euclidean distance", fontsize=8)
-            axis.set_xlabel("updates of meta-training", fontsize=8)
+            axis.set_xlabel("updates of meta-training, thousands", fontsize=8)
             axis.tick_params(labelsize=7, which="both")
             axis.spines[["top", "right"]].set_visible(False)
             if measure == "cosine":
@@ -195,7 +195,7 @@ def draw_learned_updates(rows: Sequence[dict], path: Path, title: str) -> Path:
 
 
 def _draw(axis: Axes, rows: Sequence[dict], measure: str, label: str, number: int, lines: int) -> None:
-    x = [row["updates"] for row in rows]
+    x = [row["updates"] / 1000 for row in rows]
     y = torch.tensor([row[measure] for row in rows])
     band = torch.tensor([row[f"{measure}_interval"] for row in rows])
     colour = PALETTE[number % len(PALETTE)]
