@@ -125,7 +125,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def embeddings(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with few embeddings of a few classes, laid out as those of LEO's authors are."""
+    """A folder with few embeddings of a few classes, laid out as those of LEO's authors and as ours are."""
     root = tmp_path_factory.mktemp("embeddings")
     generator = torch.Generator().manual_seed(0)
     for folder in LEO_FOLDERS.values():
@@ -133,6 +133,7 @@ def embeddings(tmp_path_factory: pytest.TempPathFactory) -> Path:
             names = [f"{split}{number}" for number in range(5) for _ in range(7)]
             vectors = torch.randn(len(names), 640, generator=generator)
             write_embeddings(root / folder / "center", split, vectors, names, layout="leo")
+            write_embeddings(root / "cifar-fs", split, vectors, names)
     return root
 
 
@@ -159,7 +160,7 @@ def test_every_recipe_runs_for_two_updates(
         monkeypatch.setenv("QUICKSTUDY_CACHE", str(photographs / "cache"))
         overrides += [f"--dataset.root={photographs}", "--dataset.image_size=32"]
         text = text.replace("size: 84", "size: 28")  # of crops
-    if "conv4" in title:
+    if "conv4" in title and given["dataset"]["class_path"] != "quickstudy.data.Embeddings":
         overrides += ["--method.backbone.channels=4"]
     if title.startswith("lstm-") and dataset != "sine":
         overrides += ["--method.hidden=[8, 4]"]

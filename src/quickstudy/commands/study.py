@@ -156,13 +156,17 @@ def methods(
             train(name, seeds, device, run.folder, resume=run.exists(), settings=own)
         return kept_result(run) or test_run(run, Wish(), where)
 
-    rows = []
+    title = f"{dataset}: conv-4 of {channels} channels, {budget:,} tasks for each method"
+    rows: list[dict[str, object]] = []
+    files: list[Path] = []
     for shot in numbers_of(shots, "--shots"):
         for name in names:
             result = test(name, shot)
             console.print(result.text(), soft_wrap=True, highlight=False)
             rows.append(study.method_row(name, shot, result))
-    title = f"{dataset}: conv-4 of {channels} channels, {budget:,} tasks for each method"
-    console.print(write_text(folder / "scores.csv", csv_text(rows)))
-    console.print(write_text(folder / "scores.md", study.methods_table(rows)))
-    console.print(study.draw_methods(rows, folder / "scores.png", title))
+            files = [  # again after each, so that a study which is cut short leaves its table
+                write_text(folder / "scores.csv", csv_text(rows)),
+                write_text(folder / "scores.md", study.methods_table(rows)),
+                study.draw_methods(rows, folder / "scores.png", title),
+            ]
+    console.print(*files, sep="\n")
