@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
 
 import torch
 from jsonargparse import auto_cli
 from measure import interleave
-from report import facts_markdown, print_table, table_markdown, write_csv
+from report import facts_markdown, load, machine, print_table, table_markdown, write_csv
 from torch import Tensor, nn
 
-from quickstudy.engine.run import environment
 from quickstudy.nn import CellState, CoordinateLSTM
 
 INPUTS, HIDDEN, STEPS = 2, (5, 5, 1), 9
@@ -95,12 +92,7 @@ def main(
         markdown: Markdown file to write.
     """
     torch.set_num_threads(threads)
-    facts = {
-        **{key: value for key, value in environment("cpu").items() if key != "command"},
-        "date": datetime.now().astimezone().isoformat(timespec="minutes"),
-        "cores": os.cpu_count(),
-        "load average before": " ".join(f"{load:.2f}" for load in os.getloadavg()),
-    }
+    facts = {**machine(), "load average before": load()}
     rows = [compare(count, rounds, seconds) for count in COORDINATES]
     title = f"A step of the coordinate-wise LSTM {INPUTS}-{'-'.join(map(str, HIDDEN))}, forth and back"
     header = ["coordinates", "torch.nn.LSTMCell, µs", "ours, µs", "compiled, µs", "ours / cells", "compiled / cells"]

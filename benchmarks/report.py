@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from quickstudy.engine.run import environment
+
 Cells = list[list[str]]
+
+
+def machine() -> dict[str, Any]:
+    """Return what a benchmark depends on besides its job: versions, machine, commit, date, cores."""
+    return {
+        **{key: value for key, value in environment("cpu").items() if key != "command"},
+        "date": datetime.now().astimezone().isoformat(timespec="minutes"),
+        "cores": os.cpu_count(),
+    }
+
+
+def load() -> str:
+    """Return the load averages of the machine over one, five and fifteen minutes."""
+    return " ".join(f"{load:.2f}" for load in os.getloadavg())
 
 
 @dataclass

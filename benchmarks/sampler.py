@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
 
 import jobs
 import torch
 from jobs import Job
 from jsonargparse import auto_cli
-from report import facts_markdown, print_table, table_markdown, write_csv
+from report import facts_markdown, load, machine, print_table, table_markdown, write_csv
 
 from quickstudy.data.images import BLOCK
-from quickstudy.engine.run import environment
 from quickstudy.task import Task
 
 TARGET_PERCENT = 2.0
@@ -114,13 +111,7 @@ def main(
         markdown: Markdown file to write.
     """
     torch.set_num_threads(threads)
-    facts = {
-        **{key: value for key, value in environment("cpu").items() if key != "command"},
-        "date": datetime.now().astimezone().isoformat(timespec="minutes"),
-        "images": jobs.images_from(),
-        "cores": os.cpu_count(),
-        "load average before": " ".join(f"{load:.2f}" for load in os.getloadavg()),
-    }
+    facts = {**machine(), "images": jobs.images_from(), "load average before": load()}
     shares = [share(job, seconds) for job in jobs.jobs_matching(only)]
     header = ["job", "tasks", "sampler, ms", "of which draw, ms", "update, ms", "share", f"under {TARGET_PERCENT:g} %"]
     cells = [

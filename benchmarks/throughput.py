@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
 
 import baseline
@@ -18,10 +16,9 @@ import measure
 import torch
 from jobs import Job
 from jsonargparse import auto_cli
-from report import Row, show, write_csv, write_markdown
+from report import Row, load, machine, show, write_csv, write_markdown
 
 from quickstudy.engine import LOOP
-from quickstudy.engine.run import environment
 from quickstudy.engine.train import Group
 
 CHECKED_TASKS = 2
@@ -180,12 +177,7 @@ def main(
         print(train_alone(next(job for job in jobs.JOBS if job.name == job_name), name))
         return
     chosen = jobs.jobs_matching(only)
-    facts = {
-        **{key: value for key, value in environment("cpu").items() if key != "command"},
-        "date": datetime.now().astimezone().isoformat(timespec="minutes"),
-        "images": jobs.images_from(),
-        "cores": os.cpu_count(),
-    }
+    facts = {**machine(), "images": jobs.images_from()}
     for job in chosen:
         say(f"same meta-gradient to {check(job):.0e}: {job.name}")
     peaks: dict[tuple[str, str], float] = {}
@@ -195,14 +187,14 @@ def main(
                 continue
             peaks[job.name, name] = peak_of(job, name)
             say(f"{peaks[job.name, name]:7.0f} MiB: {name}, {job.name}")
-    facts["load average before timing"] = " ".join(f"{load:.2f}" for load in os.getloadavg())
+    facts["load average before timing"] = load()
     rows: list[Row] = []
     for job in chosen:
         say(f"timing: {job.name}")
         rows += time_job(job, rounds, seconds)
     for row in rows:
         row.peak_mib = peaks.get((row.job, row.contender))
-    facts["load average after timing"] = " ".join(f"{load:.2f}" for load in os.getloadavg())
+    facts["load average after timing"] = load()
     show(rows, facts)
     if out is not None:
         write_csv(out, [asdict(row) for row in rows], facts)

@@ -106,6 +106,11 @@ def write_class_folders(
     return root
 
 
+def single(task: Task) -> Task:
+    """The task in float32: what methods are built with."""
+    return task.map(lambda t: t.float() if t.is_floating_point() else t)
+
+
 def loss_of(method: Method, task: Task) -> Callable[..., Tensor]:
     """The meta-loss of a task as a function of the values of all parameters, in their order."""
     names = [name for name, _ in method.named_parameters()]

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import single
 from torch import Tensor, nn
 
 from quickstudy.data.base import Dataset
@@ -82,7 +83,7 @@ def conv_names() -> dict[str, str]:
 
 def build(method: Method, task: Task, case: Case, names: dict[str, str]) -> Method:
     """Build a method for a task and give it the parameters of a case."""
-    method.build(task.map(lambda t: t.float() if t.is_floating_point() else t)).double()
+    method.build(single(task)).double()
     own = method.state_dict()
     state = {ours: case[f"param.{theirs}"] for theirs, ours in names.items() if ours in own}
     method.load_state_dict(state)
@@ -175,7 +176,7 @@ def test_outer_loop_clips_the_running_sum() -> None:
     group = Group(recipe, [0], [method], "cpu")
     for update in (1, 2):
         pair = tasks[size * (update - 1) : size * update]
-        batch = Task(*(torch.stack(parts) for parts in zip(*(task.tensors for task in pair))))
+        batch = Task.stack(pair)
         for chunk, traced in ((0, False), (1, False), (2, False), (2, True)):  # a loop, and under vmap
             gradients, _ = group.gradients(batch, chunk, traced)
             for theirs, ours in names.items():
@@ -399,7 +400,7 @@ def test_op_lstm_outer_loop() -> None:
     group = Group(recipe, [0], [method], "cpu")
     for update in (1, 2):
         pair = tasks[size * (update - 1) : size * update]
-        batch = Task(*(torch.stack(parts) for parts in zip(*(task.tensors for task in pair))))
+        batch = Task.stack(pair)
         for chunk, traced in ((0, False), (1, False), (2, False), (2, True)):
             gradients, _ = group.gradients(batch, chunk, traced)
             mine = dict(zip(group.models.trained, gradients))
@@ -470,7 +471,7 @@ def test_meta_lstm() -> None:
     method = MetaLSTM(
         Conv4(channels=4, eps=float(case["bn_eps"])), steps=int(case["n_epochs"]), momentum=float(case["bn_momentum"])
     )
-    method.build(task.map(lambda t: t.float() if t.is_floating_point() else t)).double()
+    method.build(single(task)).double()
     names = meta_lstm_names(case)
     shapes = {names[key]: tuple(case[key].tolist()) for key in names}
     gates = ("W_F", "W_I", "b_F", "b_I")
@@ -570,7 +571,7 @@ def test_sap(name: str, depthwise: bool) -> None:
     else:
         method = SAP(Conv4(channels=4), depthwise=depthwise, **common)
         task, kind, relative = task_of(case, way=3), "logits", 1e-9
-    method.build(task.map(lambda t: t.float() if t.is_floating_point() else t)).double()
+    method.build(single(task)).double()
     parameters = dict(method.named_parameters())
 
     def stored(ours: str, prefix: str = "") -> Tensor:
@@ -603,7 +604,7 @@ def test_sap(name: str, depthwise: bool) -> None:
 
 def load_named(method: Method, task: Task, case: Case, names: dict[str, str]) -> None:
     """Build a method for a task, and give each parameter the array of its name in the case."""
-    method.build(task.map(lambda t: t.float() if t.is_floating_point() else t)).double()
+    method.build(single(task)).double()
     shapes = {ours: p.shape for ours, p in method.named_parameters()}
     assert shapes.keys() == set(names.values())
     method.load_state_dict({ours: case[theirs].reshape(shapes[ours]) for theirs, ours in names.items()})
@@ -730,7 +731,7 @@ def leo_task(case: Case) -> Task:
 
 
 def load_leo(method: LEO, task: Task, case: Case) -> None:
-    method.build(task.map(lambda t: t.float() if t.is_floating_point() else t)).double()
+    method.build(single(task)).double()
     method.load_state_dict({ours: leo_parameter(case[f"param.{theirs}"]) for theirs, ours in LEO_NAMES.items()})
 
 

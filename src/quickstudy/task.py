@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -71,6 +71,11 @@ class Task:
     query_x: Tensor
     query_y: Tensor
     way: int | None = None
+
+    @classmethod
+    def stack(cls, tasks: Sequence[Task]) -> Task:
+        """Return tasks, or batches of them, of one size on a new leading axis."""
+        return cls(*(torch.stack(parts) for parts in zip(*(task.tensors for task in tasks))), way=tasks[0].way)
 
     @property
     def support(self) -> Support:

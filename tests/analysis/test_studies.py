@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import single
 from torch import Tensor, nn
 
 from quickstudy.analysis.order import permuted
@@ -39,7 +40,7 @@ def test_only_what_reads_in_order_feels_the_order(task: Task) -> None:
     found = {}
     for reading in ("batch", "sequential"):
         method = PlainLSTM(nn.Flatten(), hidden=[8], steps=2, reading=reading)
-        method.build(task.map(lambda t: t.float() if t.is_floating_point() else t)).double()
+        method.build(single(task)).double()
         with torch.no_grad():
             for parameter in method.parameters():
                 parameter.mul_(4)  # so that an untrained LSTM tells classes apart
@@ -65,7 +66,7 @@ class Rule(nn.Module):
 def trained(task: Task, backbone: nn.Module, out: Callable[[Tensor, Tensor], Tensor], **settings) -> OPLSTM:
     torch.manual_seed(0)
     method = OPLSTM(backbone, **settings)
-    method.build(task.map(lambda t: t.float() if t.is_floating_point() else t)).double()
+    method.build(single(task)).double()
     method.out_lstm = Rule(out)  # type: ignore[assignment]
     if method.adapts == "all":
         method.body_lstm = Rule(lambda activation, message: message * (activation > 0))  # type: ignore[assignment]
@@ -91,7 +92,7 @@ def test_gradient_descent_is_like_gradient_descent() -> None:
 
 def gradient_norms(task: Task, steps: int) -> Tensor:
     torch.manual_seed(0)
-    method = OPLSTM(MLP([5, 4]), steps=steps).build(task.map(lambda t: t.float() if t.is_floating_point() else t))
+    method = OPLSTM(MLP([5, 4]), steps=steps).build(single(task))
     method.double()
     prediction = method.run(method.layers, task.support_x)[0][-1]
     loss = torch.nn.functional.cross_entropy(prediction, task.support_y)

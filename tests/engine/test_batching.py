@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from helpers import single
 from torch import Tensor, nn
 
 from quickstudy.data.base import Dataset
@@ -62,7 +63,7 @@ METHODS = {
 
 def built(make, seed: int = 0) -> Method:
     torch.manual_seed(seed)
-    return make().build(batch()[0].map(lambda t: t.float() if t.is_floating_point() else t)).double()
+    return make().build(single(batch()[0])).double()
 
 
 def results(models: Models, tasks: Task, chunk: int, traced: bool) -> tuple[Tensor, list[Tensor], Tensor]:
@@ -89,7 +90,7 @@ def test_loop_vmap_chunks_and_traces_are_equal(name: str) -> None:
 def test_stacked_seeds_equal_each_alone(name: str) -> None:
     methods = [built(METHODS[name], seed) for seed in range(3)]
     streams = [batch()[i : i + 3] for i in range(3)]
-    stacked = Task(*(torch.stack(parts) for parts in zip(*(stream.tensors for stream in streams))), way=3)
+    stacked = Task.stack(streams)
     together = results(Models(methods), stacked, 2, traced=True)
     for i, (method, stream) in enumerate(zip(methods, streams)):
         alone = results(Models([method]), stream, LOOP, traced=False)
@@ -99,7 +100,7 @@ def test_stacked_seeds_equal_each_alone(name: str) -> None:
 
 
 def test_a_trace_gives_the_same_bits() -> None:
-    tasks = batch().map(lambda t: t.float() if t.is_floating_point() else t)
+    tasks = single(batch())
     models = Models([built(METHODS["maml"]).float()])
     for chunk in (LOOP, TASKS):
         plain, traced = (results(models, tasks, chunk, traced) for traced in (False, True))
@@ -128,7 +129,7 @@ class Sampled(Dataset):
             first = shape.way * shape.shot
             support, query = labels.repeat_interleave(shape.shot), labels.repeat_interleave(shape.queries)
             made.append(Task(x[:first], support, x[first:], query, shape.way))
-        return Task(*(torch.stack(parts) for parts in zip(*(task.tensors for task in made))), way=shape.way)
+        return Task.stack(made)
 
 
 def recipe(**training) -> Recipe:

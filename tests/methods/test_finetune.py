@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import scored
+from helpers import scored, single
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -47,7 +47,7 @@ def waves() -> Task:
 def built(task: Task, backbone: nn.Module | None = None, optimizer: SGD | None = None, **settings) -> FineTune:
     torch.manual_seed(0)
     method = FineTune(MLP([8, 5]) if backbone is None else backbone, optimizer or SGD(0.1), **{"steps": 5, **settings})
-    return method.build(task.map(lambda t: t.float() if t.is_floating_point() else t)).double()
+    return method.build(single(task)).double()
 
 
 def learner(method: FineTune, weights: dict[str, Tensor]) -> FineTune:

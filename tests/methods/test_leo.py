@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import gradients, loss_of, scored
+from helpers import gradients, loss_of, scored, single
 from torch import Tensor, nn
 
 from quickstudy.engine.models import LOOP, Models
@@ -33,7 +33,7 @@ def batch(shot: int = 2, size: tuple[int, ...] = (7,), way: int = WAY) -> Task:
 def built(task: Task, seed: int = 0, backbone: nn.Module | None = None, kind: type[LEO] = LEO, **settings) -> LEO:
     torch.manual_seed(seed)
     method = kind(backbone or nn.Flatten(), **{"latents": 4, "inner_lr": 0.5, **settings})
-    return method.build(task.map(lambda t: t.float() if t.is_floating_point() else t)).double()
+    return method.build(single(task)).double()
 
 
 def test_what_is_meta_learned_is_seven_tensors() -> None:

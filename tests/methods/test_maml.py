@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import loss_of
+from helpers import loss_of, single
 from torch import Tensor, nn
 
 from quickstudy.errors import RecipeError
@@ -41,7 +41,7 @@ def waves() -> Task:
 
 def built(task: Task, backbone: nn.Module, **settings) -> MAML:
     torch.manual_seed(0)
-    return MAML(backbone, **settings).build(task.map(lambda t: t.float() if t.is_floating_point() else t)).double()
+    return MAML(backbone, **settings).build(single(task)).double()
 
 
 class Pass(nn.Module):
@@ -276,9 +276,7 @@ def test_rates_are_drawn_as_one_value(learned: str) -> None:
     rates = []
     for seed in range(5):
         torch.manual_seed(seed)
-        method = MAML(MLP([5]), inner_lr_learned=learned, inner_lr_range=(0.005, 0.1)).build(
-            classes().map(lambda t: t.float() if t.is_floating_point() else t)
-        )
+        method = MAML(MLP([5]), inner_lr_learned=learned, inner_lr_range=(0.005, 0.1)).build(single(classes()))
         values = torch.cat([rate.detach().flatten() for rate in method.rates().values()])  # type: ignore[union-attr]
         assert (values == values[0]).all()
         rates.append(values[0].item())

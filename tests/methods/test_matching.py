@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import gradients, loss_of
+from helpers import gradients, loss_of, single
 from torch import Tensor, nn
 
 from quickstudy.engine.models import LOOP, Models
@@ -35,7 +35,7 @@ def batch(size: tuple[int, ...] = (4,), tasks: int = 3) -> Task:
 def built(task: Task, backbone: nn.Module | None = None, **settings) -> MatchingNet:
     torch.manual_seed(0)
     method = MatchingNet(backbone or nn.Flatten(), **settings)
-    return method.build(task.map(lambda t: t.float() if t.is_floating_point() else t)).double()
+    return method.build(single(task)).double()
 
 
 def predicted(method: MatchingNet | ProtoNet | NearestNeighbour, task: Task) -> Tensor:
@@ -235,7 +235,7 @@ CASES = {
 
 def made(name: str) -> MatchingNet:
     torch.manual_seed(0)
-    return CASES[name]().build(batch()[0].map(lambda t: t.float() if t.is_floating_point() else t)).double()
+    return CASES[name]().build(single(batch()[0])).double()
 
 
 @pytest.mark.parametrize("name", CASES)

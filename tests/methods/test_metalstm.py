@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import gradients, loss_of, scored
+from helpers import gradients, loss_of, scored, single
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
@@ -41,7 +41,7 @@ def waves() -> Task:
 
 def built(make, task: Task, seed: int = 0) -> Method:
     torch.manual_seed(seed)
-    return make().build(task.map(lambda t: t.float() if t.is_floating_point() else t)).double()
+    return make().build(single(task)).double()
 
 
 def lively(method: Method) -> Method:
@@ -320,7 +320,7 @@ def test_loop_vmap_chunks_and_traces_are_equal(name: str) -> None:
 def test_stacked_seeds_equal_each_alone(name: str) -> None:
     streams = [batch(seed) for seed in range(2)]
     methods = [lively(built(METHODS[name], stream[0], seed)) for seed, stream in enumerate(streams)]
-    stacked = Task(*(torch.stack(parts) for parts in zip(*(stream.tensors for stream in streams))), way=3)
+    stacked = Task.stack(streams)
     together = results(Models(methods), stacked, 2, traced=name == "mlp, minibatches")
     for i, (method, stream) in enumerate(zip(methods, streams)):
         alone = results(Models([method]), stream, LOOP, traced=False)
@@ -331,7 +331,7 @@ def test_stacked_seeds_equal_each_alone(name: str) -> None:
 
 @pytest.mark.parametrize("chunk", [LOOP, TASKS])
 def test_half_precision_is_for_the_learner_alone(chunk: int) -> None:
-    tasks = batch().map(lambda t: t.float() if t.is_floating_point() else t)
+    tasks = single(batch())
     method = constant(built(METHODS["conv, support statistics"], tasks[0]).float(), keep=6.0, rate=1e-3)
     start = torch.cat([weight.flatten() for weight in method.learner.values()]).detach()
 

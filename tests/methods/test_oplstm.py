@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import gradients, loss_of, scored
+from helpers import gradients, loss_of, scored, single
 from torch import Tensor, nn
 
 from quickstudy.engine.models import LOOP, Models
@@ -42,7 +42,7 @@ def waves(seed: int = 0, shot: int = 5, targets: int = 1) -> Task:
 
 def built(task: Task, backbone: nn.Module, seed: int = 0, **settings) -> OPLSTM:
     torch.manual_seed(seed)
-    method = OPLSTM(backbone, **settings).build(task.map(lambda t: t.float() if t.is_floating_point() else t)).double()
+    method = OPLSTM(backbone, **settings).build(single(task)).double()
     for norm in getattr(backbone, "norms", []):  # so that their weights matter
         if not isinstance(norm, nn.Identity):
             nn.init.uniform_(norm.weight, 0.5, 1.5)
@@ -160,7 +160,7 @@ def test_with_the_true_errors_it_is_gradient_descent(task: Task, widths: list[in
     ours = built(task, MLP(widths), steps=steps, adapts=adapts, bias="class")
     torch.manual_seed(0)
     theirs = MAML(MLP(widths), inner_lr=step, steps=steps, adapts=adapts)
-    theirs.build(task.map(lambda t: t.float() if t.is_floating_point() else t)).double()
+    theirs.build(single(task)).double()
     theirs.load_state_dict({name: p for name, p in ours.state_dict().items() if "lstm" not in name})
     theirs.adapted = {name for name in theirs.adapted if name.endswith("weight")}
     truthful(ours, step, len(task.support_x), task.way)
@@ -384,7 +384,7 @@ NAMES = [pytest.param(name, marks=compiler) if "compiled" in name else name for 
 def made(name: str, seed: int = 0) -> OPLSTM:
     data, make = BATCHED[name]
     torch.manual_seed(seed)
-    return make().build(data(0)[0].map(lambda t: t.float() if t.is_floating_point() else t)).double()
+    return make().build(single(data(0)[0])).double()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -406,7 +406,7 @@ def test_loop_vmap_chunks_and_traces_are_equal(name: str) -> None:
 def test_stacked_seeds_equal_each_alone(name: str) -> None:
     methods = [made(name, seed) for seed in range(2)]
     streams = [BATCHED[name][0](seed) for seed in range(2)]
-    stacked = Task(*(torch.stack(parts) for parts in zip(*(s.tensors for s in streams))), way=streams[0].way)
+    stacked = Task.stack(streams)
     together = Models(methods)
     losses, slopes = gradients(together, stacked, TASKS, traced="compiled" in name)
     measures = scored(together, stacked, 2)
@@ -426,7 +426,7 @@ def test_compiled_is_the_same_method() -> None:
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=compiler)])
 @pytest.mark.parametrize("adapts", ["all", "head"])
 def test_half_precision_is_for_the_learner_alone(compiled: bool, adapts: str) -> None:
-    tasks = batch().map(lambda t: t.float() if t.is_floating_point() else t)
+    tasks = single(batch())
     models = Models([built(tasks[0], MLP([8]), adapts=adapts, compiled=compiled).float()])
     exact = gradients(models, tasks, LOOP)
     with torch.autocast("cpu", torch.bfloat16):

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import gradients, loss_of, scored
+from helpers import gradients, loss_of, scored, single
 from torch import Tensor, nn
 
 from quickstudy.engine.models import LOOP, Models
@@ -47,7 +47,7 @@ def waves(seed: int = 0) -> Task:
 def built(task: Task, backbone: nn.Module | None = None, seed: int = 0, **settings) -> PlainLSTM:
     torch.manual_seed(seed)
     method = PlainLSTM(backbone or nn.Flatten(), **{"hidden": (5, 4), "steps": 3, **settings})
-    return method.build(task.map(lambda t: t.float() if t.is_floating_point() else t)).double()
+    return method.build(single(task)).double()
 
 
 def labels(task: Task) -> Tensor:
@@ -242,7 +242,7 @@ CASES = {
 def made(name: str, seed: int = 0) -> PlainLSTM:
     data, make = CASES[name]
     torch.manual_seed(seed)
-    return make().build(data(0)[0].map(lambda t: t.float() if t.is_floating_point() else t)).double()
+    return make().build(single(data(0)[0])).double()
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -272,7 +272,7 @@ def test_loop_vmap_chunks_and_traces_are_equal(name: str) -> None:
 def test_stacked_seeds_equal_each_alone(name: str) -> None:
     methods = [made(name, seed) for seed in range(2)]
     streams = [CASES[name][0](seed) for seed in range(2)]
-    stacked = Task(*(torch.stack(parts) for parts in zip(*(s.tensors for s in streams))), way=streams[0].way)
+    stacked = Task.stack(streams)
     together = Models(methods)
     losses, slopes = gradients(together, stacked, TASKS, traced=name == "batch, norms")
     measures = scored(together, stacked, 2)

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import gradients
+from helpers import gradients, single
 from torch import Tensor, nn
 from torch.func import vmap
 
@@ -37,7 +37,7 @@ def waves() -> Task:
 def built(task: Task, optimizer: InnerOptimizer, backbone: nn.Module | None = None, **settings) -> Reptile:
     torch.manual_seed(0)
     method = Reptile(MLP([5, 4]) if backbone is None else backbone, optimizer, **settings)
-    return method.build(task.map(lambda t: t.float() if t.is_floating_point() else t)).double()
+    return method.build(single(task)).double()
 
 
 def whole(task: Task) -> tuple[Tensor, Tensor]:

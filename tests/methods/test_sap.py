@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import gradients, loss_of, scored
+from helpers import gradients, loss_of, scored, single
 from torch import Tensor, nn
 
 from quickstudy.engine.models import LOOP, Models
@@ -37,7 +37,7 @@ def waves(seed: int = 0) -> Task:
 
 def built(task: Task, backbone: nn.Module, seed: int = 0, *, make: type[MAML] = SAP, **settings) -> MAML:
     torch.manual_seed(seed)
-    return make(backbone, **settings).build(task.map(lambda t: t.float() if t.is_floating_point() else t)).double()
+    return make(backbone, **settings).build(single(task)).double()
 
 
 def lively(module: nn.Module) -> nn.Module:
@@ -320,7 +320,7 @@ BATCHED = {
 def made(name: str, seed: int = 0) -> SAP:
     data, make = BATCHED[name]
     torch.manual_seed(seed)
-    example = data()[0].map(lambda t: t.float() if t.is_floating_point() else t)
+    example = single(data()[0])
     return lively(make().build(example).double())  # type: ignore[return-value]
 
 
@@ -342,7 +342,7 @@ def test_loop_vmap_chunks_and_traces_are_equal(name: str) -> None:
 def test_stacked_seeds_equal_each_alone(name: str) -> None:
     methods = [made(name, seed) for seed in range(2)]
     streams = [BATCHED[name][0](seed) for seed in range(2)]
-    stacked = Task(*(torch.stack(parts) for parts in zip(*(s.tensors for s in streams))), way=streams[0].way)
+    stacked = Task.stack(streams)
     together = Models(methods)
     losses, slopes = gradients(together, stacked, TASKS)
     measures = scored(together, stacked, 2)

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import gradients, loss_of, scored
+from helpers import gradients, loss_of, scored, single
 from torch import Tensor, nn
 
 from quickstudy.engine.models import LOOP, Models
@@ -48,7 +48,7 @@ def backbone(kind: str) -> nn.Module:
 
 def drawn(method: Method, kind: str) -> Method:
     """Build it, and draw what starts as ones, zeros or the identity, so that all of it matters."""
-    method.build(data(kind)[0].map(lambda t: t.float() if t.is_floating_point() else t)).double()
+    method.build(single(data(kind)[0])).double()
     with torch.no_grad():
         for name, parameter in method.named_parameters():
             if name.startswith(("transforms", "zetas")) or "norms" in name:
@@ -99,7 +99,7 @@ def slopes_of(method: Method, loss: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_from_the_identity_it_is_maml(kind: str) -> None:
     task = data(kind)[0]
-    method = TNet(backbone(kind)).build(task.map(lambda t: t.float() if t.is_floating_point() else t))
+    method = TNet(backbone(kind)).build(single(task))
     assert all(torch.equal(T, torch.eye(len(T))) for T in method.transforms)
     method = built(kind)
     set_transforms(method, torch.eye)
@@ -311,7 +311,7 @@ def test_loop_vmap_chunks_and_traces_are_equal(name: str) -> None:
 @pytest.mark.parametrize("name", ["T-Net, images", "MT-Net, sine, first order"])
 def test_stacked_seeds_equal_each_alone(name: str) -> None:
     methods, streams = [batched(name, seed) for seed in range(2)], [data(BATCHED[name][0], seed) for seed in range(2)]
-    stacked = Task(*(torch.stack(parts) for parts in zip(*(s.tensors for s in streams))), way=streams[0].way)
+    stacked = Task.stack(streams)
     losses, slopes = gradients(Models(methods), stacked, TASKS)
     for i, (method, stream) in enumerate(zip(methods, streams)):
         found = losses[i], [slope[i] for slope in slopes]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import gradients, scored
+from helpers import gradients, scored, single
 from torch import Tensor, nn
 
 from quickstudy.engine.models import LOOP, Models
@@ -33,7 +33,7 @@ def built(seed: int = 0, *, blocks: int = BLOCKS, lively: bool = True, **setting
     """Build one, ``lively`` with parameters drawn so that all of them matter."""
     torch.manual_seed(seed)
     method = WarpMAML(Conv4(3, blocks), **{"steps": 2, **settings})
-    method.build(batch()[0].map(lambda t: t.float() if t.is_floating_point() else t)).double()
+    method.build(single(batch()[0])).double()
     if lively:
         with torch.no_grad():
             for name, parameter in method.named_parameters():
@@ -79,7 +79,7 @@ def test_number_of_parameters() -> None:
 def test_a_warp_starts_as_the_identity(fixed_blocks: int) -> None:
     task = batch()[0]
     method = built(lively=False, fixed_blocks=fixed_blocks)
-    plain = MAML(Conv4(3, BLOCKS)).build(task.map(lambda t: t.float() if t.is_floating_point() else t)).double()
+    plain = MAML(Conv4(3, BLOCKS)).build(single(task)).double()
     plain.load_state_dict({name: p for name, p in method.state_dict().items() if not name.startswith("warps")})
     torch.testing.assert_close(method(method.fixed(task.query_x)), plain(task.query_x))
     assert len(method.warps) == BLOCKS - fixed_blocks
@@ -243,7 +243,7 @@ def test_loop_vmap_chunks_and_traces_are_equal(name: str) -> None:
 
 def test_stacked_seeds_equal_each_alone() -> None:
     methods, streams = [built(seed) for seed in range(2)], [batch(seed) for seed in range(2)]
-    stacked = Task(*(torch.stack(parts) for parts in zip(*(stream.tensors for stream in streams))), way=3)
+    stacked = Task.stack(streams)
     losses, slopes = gradients(Models(methods), stacked, TASKS)
     for i, (method, stream) in enumerate(zip(methods, streams)):
         found = losses[i], [slope[i] for slope in slopes]

@@ -19,9 +19,7 @@ def draw(source: TaskSource, shape: TaskShape, start: int, stop: int, seeds: Seq
     """Draw tasks ``start .. stop-1`` for one seed, or for several stacked on a leading axis."""
     if len(seeds) == 1:
         return source.tasks(shape, start, stop, seed=seeds[0])
-    batches = [source.tasks(shape, start, stop, seed=seed) for seed in seeds]
-    tensors = (torch.stack(parts) for parts in zip(*(batch.tensors for batch in batches)))
-    return Task(*tensors, way=batches[0].way)
+    return Task.stack([source.tasks(shape, start, stop, seed=seed) for seed in seeds])
 
 
 def seed_randomness(device: str, seed: int, step: int) -> None:

@@ -45,8 +45,10 @@ class Method(nn.Module, ABC):
     norms: tuple[Norm, ...] = ("batch", "support")
     any_way: bool = False
     """Whether a built method takes tasks of any number of classes, not only of that of the example it was built for."""
+    steps: int = 0
+    """Inner steps in meta-training, of methods that take some."""
     test_steps: int | None = None
-    """Inner steps in meta-validation and meta-test, of methods that take some."""
+    """The same in meta-validation and meta-test; ``None``: this method takes none."""
     calibration_tasks: int = 0
     """How many meta-training tasks :meth:`calibrate` is to be shown before a test."""
 
@@ -64,6 +66,11 @@ class Method(nn.Module, ABC):
         if norm not in self.norms:
             raise RecipeError(f"{type(self).__name__} offers norm {' or '.join(self.norms)}, not {norm!r}")
         self.norm: Norm = norm
+
+    @property
+    def steps_now(self) -> int:
+        """Inner steps to take: those of training, or those of evaluation."""
+        return self.steps if self.training or self.test_steps is None else self.test_steps
 
     def set_test_steps(self, steps: int) -> None:
         """Choose how many inner steps to take in meta-validation and meta-test.

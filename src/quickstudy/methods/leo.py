@@ -153,7 +153,7 @@ class LEO(Method):
             lambda z: self.support_loss(self.decode(z, len(share)), x, share, support.y),
             first,
             self.inner_lr,
-            self.steps if self.training else self.test_steps or 0,
+            self.steps_now,
         )
         classifiers = _descend(
             lambda w: self.support_loss(w, x, share, support.y),

@@ -59,11 +59,6 @@ class Learner(Method):
         return self.head(self.backbone(x))
 
     @property
-    def steps_now(self) -> int:
-        """Inner steps to take: those of training, or those of evaluation."""
-        return self.steps if self.training or self.test_steps is None else self.test_steps
-
-    @property
     def initial(self) -> Weights:
         """The weights that adapt, as they are before a task."""
         return {name: weight for name, weight in self.named_parameters() if name in self.adapted}

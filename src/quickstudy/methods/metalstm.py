@@ -156,7 +156,7 @@ class MetaLSTM(Method):
         cells, gates = None, None
         size = len(support.x) if self.batch_size is None else self.batch_size
         batches = [Support(x, y, support.way) for x, y in zip(support.x.split(size), support.y.split(size))]
-        for batch in batches * (self.steps if self.training else self.test_steps or 0):
+        for batch in batches * self.steps_now:
             loss, slopes, statistics = value_and_gradient(
                 lambda weights: self._loss(weights, batch),  # noqa: B023
                 self.unflatten(flat),

@@ -223,7 +223,7 @@ class OPLSTM(Method):
         rules = [lstm.unroll() for lstm in ([self.body_lstm] if self.adapts == "all" else []) + [self.out_lstm]]
         states: list[list[CellState] | None] = [None] * len(self.layers)
         layers = self.layers
-        count = self.steps if self.training else self.test_steps or 0
+        count = self.steps_now
         share = 1 / len(inputs)
         for _ in range(count):
             activations, scales, _ = self.run(layers, inputs)

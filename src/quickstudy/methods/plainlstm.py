@@ -119,7 +119,7 @@ class PlainLSTM(Method):
         x, statistics = self.embed_support(support.x)
         y = support.targets(x.dtype)
         read = self._read_batch if self.reading == "batch" else self._read_sequence
-        state = read(x, y, self.steps if self.training else self.test_steps or 0)
+        state = read(x, y, self.steps_now)
         return Memory([own.h for own in state if own.h is not None], statistics)
 
     def predict(self, state: Memory, query_x: Tensor) -> Tensor:
