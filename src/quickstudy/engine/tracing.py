@@ -82,7 +82,32 @@ def trace(function: Program, inputs: Sequence[Tensor]) -> Program:
         with torch.no_grad(), torch.autocast(device, enabled=False):  # its casts are in the program already
             return code(*inputs)
 
-    return program
+    return _captured(program, inputs) if device == "cuda" else program
+
+
+def _captured(program: Program, inputs: Sequence[Tensor]) -> Program:
+    """Return the program as one CUDA graph, whose kernels start without Python; itself, if it cannot be captured."""
+    own = [tensor.detach().clone() for tensor in inputs]
+    graph = torch.cuda.CUDAGraph()
+    try:
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):  # libraries choose and allocate in their first calls, which a graph must not
+            for _ in range(3):
+                program(own)
+        torch.cuda.current_stream().wait_stream(aside)
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            results = program(own)
+    except RuntimeError:  # such as a copy to the host, or no memory left
+        return program
+
+    def replay(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        with torch.no_grad():
+            torch._foreach_copy_(own, list(inputs))  # pyright: ignore[reportPrivateImportUsage] (one kernel)
+        graph.replay()
+        return [result.clone() for result in results]  # the next replay overwrites them
+
+    return replay
 
 
 def _simplify(node: fx.Node) -> None:

@@ -217,7 +217,7 @@ class Group:
         gradients, loss = self.gradients(batch, self.chunks["train"], self.recipe.train.trace)
         gradients = self._watched(loss, gradients)
         for parameter, gradient in zip(self.models.trained.values(), self._clipped(gradients)):
-            parameter.grad = gradient
+            parameter.grad = gradient.contiguous()  # as the parameter is: a fused optimiser on a GPU asks for that
         self.loss_sums += loss
         self.losses_summed += 1
         self.optimizer.step()
