@@ -10,6 +10,7 @@ from importlib import import_module
 COMMANDS = {
     "train": ("quickstudy.commands.train:train", "meta-train a recipe; writes the folder of a run"),
     "test": ("quickstudy.commands.test:test", "test a run on classes it has never met: mean and 95 % interval"),
+    "reproduce": ("quickstudy.commands.reproduce:reproduce", "run recipes to the end; published beside measured"),
     "embed": ("quickstudy.commands.embed:embed", "pre-train a backbone as a classifier; write embeddings"),
     "curves": ("quickstudy.commands.curves:curves", "draw learning curves of runs beside the published numbers"),
     "recipes": ("quickstudy.commands.recipes:recipes", "list the recipes: published number, source, what was measured"),

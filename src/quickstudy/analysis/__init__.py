@@ -2,13 +2,14 @@
 
 from quickstudy.analysis.curves import draw_curves, write_curves
 from quickstudy.analysis.pictures import draw_task, draw_waves
-from quickstudy.analysis.results import Score, measured_of, published_of, summary
+from quickstudy.analysis.results import Score, markdown, measured_of, published_of, summary
 
 __all__ = [
     "Score",
     "draw_curves",
     "draw_task",
     "draw_waves",
+    "markdown",
     "measured_of",
     "published_of",
     "summary",

@@ -57,15 +57,13 @@ def learns(recipe: str) -> bool:
 def method_row(recipe: str, shot: int, result: Result) -> dict[str, object]:
     """Return the row of one method and number of shots; accuracy in percent."""
     measured = result.row()
-    seconds = float(measured["train_seconds"])
-    tasks = META_BATCH * int(measured["updates"]) * int(measured["seeds"])
     return {
         "method": recipe.removeprefix(MODELS).removesuffix("-5w1s"),
         "shot": shot,
         "accuracy": measured["value"],
         "interval": measured["interval"],
         "meta_train_tasks": META_BATCH * int(measured["updates"]),
-        "tasks_per_second": f"{tasks / seconds:.3g}" if seconds else "",
+        "tasks_per_second": measured["train_tasks_per_second"],
         **{key: measured[key] for key in ("per_seed", "seeds", "tasks", "queries", "norm", "steps", "tested_on")},
         **{key: measured[key] for key in ("train_seconds", "test_seconds", "device", "processor", "torch", "commit")},
     }

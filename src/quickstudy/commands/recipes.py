@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Literal
 
 
@@ -14,15 +13,14 @@ def recipes(filter: str = "", measured: bool = False, format: Literal["table", "
     Args:
         filter: only recipes in whose name a word begins with this; the full name of a recipe prints its settings.
         measured: only recipes that were run here.
-        format: a table for people, or Markdown.
+        format: a table for people, or that of README.md: Markdown, of what was run here.
     """
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from quickstudy import analysis, engine
-    from quickstudy.engine.recipe import dump_recipe
-    from quickstudy.errors import RecipeError, suggest
+    from quickstudy.engine.recipe import dump_recipe, matching_recipes
 
     names, embedding = engine.recipe_names(), engine.recipe_names("embed")
     if filter in names or filter in embedding:
@@ -31,16 +29,12 @@ def recipes(filter: str = "", measured: bool = False, format: Literal["table", "
         comment = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
         print(comment + dump_recipe(engine.parse_recipe(text, kind=kind), kind), end="")
         return
-    found = [name for name in names if re.search(rf"(?<![a-z0-9]){re.escape(filter)}", name)]
-    if not found:
-        known = [*dict.fromkeys(name.split("/")[0] for name in names), *names]
-        raise RecipeError(f"no recipe has {filter!r} in its name{suggest(filter, known)}; leave it out to see all")
+    found = matching_recipes(filter)
+    if format == "markdown":
+        print(analysis.markdown(found), end="")
+        return
     header = ["recipe", "published", "measured here", "how"]
     lines = [line for line in analysis.summary(found) if line[-1] or not measured]
-    if format == "markdown":
-        for line in (header, ["---"] * len(header), *lines):
-            print(f"| {' | '.join(line)} |")
-        return
     console = Console()
     if not console.is_terminal:
         console.width = 160

@@ -185,6 +185,20 @@ def recipe_names(command: str = "train") -> list[str]:
     )
 
 
+def matching_recipes(filter: str) -> list[str]:
+    """Return the names of the recipes in which a word begins with ``filter``; just that one if it is a whole name.
+
+    Raises:
+        RecipeError: there is none; the message suggests the nearest.
+    """
+    names = recipe_names()
+    found = [filter] if filter in names else [n for n in names if re.search(rf"(?<![a-z0-9]){re.escape(filter)}", n)]
+    if not found:
+        known = [*dict.fromkeys(name.split("/")[0] for name in names), *names]
+        raise RecipeError(f"no recipe has {filter!r} in its name{suggest(filter, known)}; leave it out to see all")
+    return found
+
+
 def recipe_text(name: str, command: str = "train") -> str:
     """Return the YAML of a recipe, given its name or the path of a file.
 

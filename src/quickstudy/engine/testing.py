@@ -240,6 +240,9 @@ def _tested(
             "planned_updates": recipe.train.updates,
             "differs": _differs(name, settings, {key: new for key, new in setting.items() if new != planned[key]}),
             "train_seconds": round(seconds),
+            "train_tasks_per_second": f"{updates * recipe.train.meta_batch * len(seeds) / seconds:.3g}"
+            if seconds
+            else "",
             "test_seconds": round(time.monotonic() - start, 1),
         },
         environment=environment(device),
