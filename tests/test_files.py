@@ -8,7 +8,7 @@ from typing import BinaryIO
 import pytest
 
 from quickstudy.errors import FileError
-from quickstudy.files import append_text, write_file, write_text
+from quickstudy.files import append_text, write_file, write_folder, write_text
 
 
 def fail_half_way(file: BinaryIO) -> None:
@@ -44,3 +44,18 @@ def test_appending(tmp_path: Path) -> None:
     assert append_text(path, "b\n").read_text() == "a\nb\n"
     with pytest.raises(FileError, match="cannot append to"):
         append_text(path / "file", "c")
+
+
+def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "new" / "folder", lambda new: write_text(new / "one", "1"))
+
+    def fail(new: Path) -> None:
+        write_text(new / "two", "2")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(FileError, match=r"cannot write .*folder: No space left on device"):
+        write_folder(folder, fail)
+    assert [path.name for path in folder.iterdir()] == ["one"]
+    write_folder(folder, lambda new: write_text(new / "three", "3"))
+    assert [path.name for path in folder.iterdir()] == ["three"]
+    assert list(folder.parent.iterdir()) == [folder]

@@ -22,6 +22,10 @@ class RecipeError(QuickstudyError):
     """A recipe or a setting cannot be understood."""
 
 
+class InputError(QuickstudyError, ValueError):
+    """What a classifier is given to learn or to predict cannot serve; a ``ValueError`` too, as scikit-learn expects."""
+
+
 class BackboneError(QuickstudyError):
     """A network cannot serve as a backbone."""
 

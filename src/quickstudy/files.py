@@ -6,6 +6,7 @@ import csv
 import errno
 import io
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -60,6 +61,44 @@ def write_file(path: Path, write: Callable[[BinaryIO], object]) -> Path:
             with suppress(OSError):
                 os.unlink(temporary)
     return path
+
+
+def write_folder(folder: Path, fill: Callable[[Path], object]) -> Path:
+    """Let ``fill`` write into a temporary folder, and put it in the place of ``folder`` when all of it is there.
+
+    Args:
+        folder: what is to be replaced, if it exists, or made.
+        fill: is given the empty temporary folder; files are best written by :func:`write_file`.
+
+    Returns:
+        ``folder``.
+
+    Raises:
+        FileError: it cannot be written; what it held before is unharmed.
+    """
+    temporary = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        new, old = temporary / "new", temporary / "old"
+        new.mkdir()
+        fill(new)
+        if folder.exists():
+            folder.rename(old)
+        try:
+            new.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
+    except OSError as error:
+        raise FileError(
+            f"cannot write {folder}: {error.strerror or error}; make it writable, or choose another folder"
+        ) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return folder
 
 
 def append_text(path: Path, text: str) -> Path:

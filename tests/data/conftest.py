@@ -1,12 +1,18 @@
+import hashlib
 import os
+import re
+import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from quickstudy.data.download import Remote
 from quickstudy.data.images import ImageClasses
 
 OWN_DATA = os.environ.get("QUICKSTUDY_DATA")
@@ -50,3 +56,59 @@ def make_zip(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return make
+
+
+@dataclass
+class Server:
+    """A real server of some files; it knows no ranges of those in ``/plain``."""
+
+    port: int
+    files: dict[str, bytes] = field(default_factory=dict)
+    """By path, such as ``/a.zip``; others are not found."""
+
+    asked: list[tuple[str, str | None]] = field(default_factory=list)
+    """Path and range of every request."""
+
+    break_after: list[int] = field(default_factory=list)
+    """Bytes after which the next answers break off."""
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.port}/{path}"
+
+    def remote(self, name: str, content: bytes) -> Remote:
+        """Serve a file, and return where it is."""
+        self.files[f"/{name}"] = content
+        return Remote(name, f"md5:{hashlib.md5(content).hexdigest()}", (self.url("gone"), self.url(name)))
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked = self.headers.get("Range")
+            state.asked.append((self.path, asked))
+            content = state.files.get(self.path)
+            if content is None:
+                self.send_error(404)
+                return
+            start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and self.path != "/plain" else 0  # type: ignore[index]
+            if start >= len(content):
+                self.send_error(416)
+                return
+            self.send_response(206 if start else 200)
+            if start:
+                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+            self.send_header("Content-Length", str(len(content) - start))
+            self.end_headers()
+            self.wfile.write(content[start : start + state.break_after.pop(0) if state.break_after else None])
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as real:
+        state = Server(real.server_address[1])
+        thread = threading.Thread(target=real.serve_forever, args=(0.01,))
+        thread.start()
+        yield state
+        real.shutdown()
+        thread.join()

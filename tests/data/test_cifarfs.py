@@ -1,8 +1,11 @@
 import io
 import os
+import pickle
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +13,10 @@ import torch
 from PIL import Image
 
 from quickstudy.data.base import SPLITS
-from quickstudy.data.cifarfs import CIFARFS
+from quickstudy.data.cifarfs import CIFARFS, FC100
 from quickstudy.data.decode import decode_image
-from quickstudy.data.folders import published_split
 from quickstudy.data.images import ImageClasses
+from quickstudy.data.splitting import published_split
 from quickstudy.errors import DataError
 from quickstudy.task import TaskShape
 
@@ -62,7 +65,7 @@ def test_the_archive_is_read_as_it_is(
         monkeypatch.setenv("QUICKSTUDY_DATA", str(archive.parent))
     root = {"root": str(archive.parent), "the archive as root": str(archive)}.get(by)
     data = CIFARFS(root=root)
-    assert data.location() == f"{archive}; packed at first use"
+    assert str(data.location()).startswith(f"{archive} (train/, val/ and test/ with a folder")
     assert_is_all_there(data)
     assert "packed in" in str(data.location())
     assert os.listdir(archive.parent) == ["cifar-fs.zip"]
@@ -113,16 +116,115 @@ def test_what_is_damaged_or_missing_is_named(
         CIFARFS(root=str(make_zip(no_val))).prepare()
     monkeypatch.setenv("QUICKSTUDY_DATA", str(tmp_path / "mine"))
     with pytest.raises(DataError) as raised:
-        CIFARFS.get()
-    for words in ("cifar-fs.zip, or a folder cifar-fs/", "mine/cifar-fs\n", "the images of CIFAR-100"):
+        CIFARFS().prepare()
+    for words in ("mine/cifar-fs\n", "quickstudy data get cifar-fs", "$QUICKSTUDY_DATA/cifar-fs.zip", "CIFAR-100"):
         assert words in str(raised.value)
 
 
+def official(each: int = 2) -> bytes:
+    """The archive of CIFAR-100 with few images: red is the class, green the number, blue how far right and below."""
+    names = sorted(published_split("cifar-fs"))
+    assert names == sorted(published_split("fc100"))
+    contents: dict[str, object] = {"meta": {"fine_label_names": names, "coarse_label_names": ["a"]}}
+    for first, part in ((0, "train"), (each, "test")):
+        labels = [label for label in range(100) for _ in range(each)]
+        data = np.zeros((len(labels), 3, 32, 32), np.uint8)
+        data[:, 0] = np.array(labels)[:, None, None]
+        data[:, 1] = (np.arange(len(labels)) % each + first)[:, None, None]
+        data[:, 2] = np.arange(32)[:, None] + 4 * np.arange(32)
+        order = np.random.default_rng(0).permutation(len(labels))
+        contents[part] = {
+            "data": data.reshape(-1, 3072)[order],
+            "fine_labels": [labels[i] for i in order],
+            "filenames": ["x.png"] * len(labels),
+        }
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w:gz") as archive:
+        members = {name: pickle.dumps(content, 2) for name, content in contents.items()}
+        for name, content in {**members, "file.txt~": np.random.default_rng(0).bytes(50_000)}.items():
+            info = tarfile.TarInfo(f"cifar-100-python/{name}")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(("kind", "counts"), [(CIFARFS, (64, 16, 20)), (FC100, (60, 20, 20))])
+def test_the_official_archive_is_downloaded_and_split(
+    server: Any, monkeypatch: pytest.MonkeyPatch, cache: Path, kind: type[CIFARFS], counts: tuple[int, ...]
+) -> None:
+    content = official()
+    monkeypatch.setattr(CIFARFS, "remotes", (server.remote("cifar-100-python.tar.gz", content),))
+    server.break_after = [len(content) // 2]
+    for _ in range(2):
+        kind.get()
+    assert [path for path, _ in server.asked] == ["/gone", *["/cifar-100-python.tar.gz"] * 2]
+    FC100.get()
+    CIFARFS.get()  # of the same file
+    assert len(server.asked) == 3
+    assert "cifar-100/cifar-100-python.tar.gz (cifar-100-python.tar.gz, or what" in str(kind().location())
+    names = sorted(published_split("cifar-fs"))
+    for split, count in zip(SPLITS, counts):
+        source = kind().split(split)
+        assert isinstance(source, ImageClasses)
+        assert len(source) == count
+        assert {published_split(kind.name)[name] for name in source.names} == {split}
+        for c, name in enumerate(source.names):
+            images = source.of_class(c)
+            assert (images[:, 0] == names.index(name)).all()
+            assert sorted(images[:2, 1, 0, 0].tolist()) + sorted(images[2:, 1, 0, 0].tolist()) == [0, 1, 2, 3]
+        assert source.images[0, 2, :2, :2].tolist() == [[0, 4], [1, 5]]
+
+
+def test_fc100_is_what_cifar_fs_has_split_anew(make_zip: Callable[..., Path]) -> None:
+    names = sorted(published_split("cifar-fs"))
+    files = {f"{published_split('cifar-fs')[name]}/{name}/0.webp": encoded(c, 0) for c, name in enumerate(names)}
+    root = str(make_zip(files, "own/cifar-fs.zip").parent)
+    for split, count in zip(SPLITS, (60, 20, 20)):
+        source = FC100(root=root).split(split)
+        assert isinstance(source, ImageClasses)
+        assert source.names == tuple(name for name in names if published_split("fc100")[name] == split)
+        assert len(source) == count
+        assert source.images[:, 0, 0, 0].tolist() == [names.index(name) for name in source.names]
+    make_zip({name: content for name, content in files.items() if "worm" not in name}, "own/cifar-fs.zip")
+    with pytest.raises(DataError, match=r"lacks 1 of the 100 classes of Oreshkin et al\.'s split, such as worm"):
+        FC100(root=root, image_size=8).prepare()
+
+
+def test_the_folder_that_the_archive_unpacks_to(tmp_path: Path) -> None:
+    with tarfile.open(fileobj=io.BytesIO(official(1))) as archive:
+        archive.extractall(tmp_path / "own", filter="data")
+    for root in (tmp_path / "own", tmp_path / "own" / "cifar-100-python"):
+        assert len(FC100(root=str(root)).split("train")) == 60
+    (tmp_path / "own" / "cifar-100-python" / "test").unlink()
+    with pytest.raises(DataError, match="fc100: in none of these places"):
+        FC100(root=str(tmp_path / "own"), image_size=8).prepare()
+
+
+@pytest.mark.parametrize("content", [{}, {"data": np.zeros((2, 7), np.uint8), "fine_labels": [0, 1]}, []])
+def test_other_pickles_are_no_cifar(tmp_path: Path, content: object) -> None:
+    with tarfile.open(fileobj=io.BytesIO(official(1))) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (tmp_path / "cifar-100-python" / "test").write_bytes(pickle.dumps(content))
+    with pytest.raises(DataError, match=r"cifar-100-python/test is damaged, or not what its name says"):
+        CIFARFS(root=str(tmp_path)).prepare()
+
+
+def test_the_pickles_of_the_archive_cannot_run_code(tmp_path: Path) -> None:
+    class Touch:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "attacked",))
+
+    (tmp_path / "cifar-100-python").mkdir()
+    for name in ("train", "test", "meta"):
+        (tmp_path / "cifar-100-python" / name).write_bytes(pickle.dumps(Touch()))
+    with pytest.raises(DataError, match="it asks for"):
+        CIFARFS(root=str(tmp_path)).prepare()
+    assert not (tmp_path / "attacked").exists()
+
+
 def test_the_real_one_is_complete(own_data: str) -> None:
-    found = CIFARFS.find(Path(own_data))
-    if found is None:
-        pytest.skip("QUICKSTUDY_DATA has no CIFAR-FS")
-    files = CIFARFS.files(found)
+    path, layout = CIFARFS(root=own_data).source()
+    files = layout.files(path)
     assert [len(files[split]) for split in SPLITS] == [64, 16, 20]
     assert {len(images) for split in SPLITS for images in files[split].values()} == {600}
     known = published_split("cifar-fs")

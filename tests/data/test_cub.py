@@ -1,4 +1,6 @@
+import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,7 +52,7 @@ def test_the_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by
     if "root" not in by:
         monkeypatch.setenv("QUICKSTUDY_DATA", str(place))
     data = CUB(image_size=8, root=str(place) if "root" in by else None)
-    assert data.location() == f"{place / below / 'images'}; packed at first use"
+    assert str(data.location()).startswith(f"{place / below / 'images'} (images/ with a folder like 001.")
     assert data.split("test").to("cpu") is not None
     assert str(data.location()).startswith("packed in ")
 
@@ -84,14 +86,30 @@ def test_too_few_classes_for_the_three_splits(tmp_path: Path) -> None:
 
 def test_missing_data_says_what_to_fetch_and_where_to_put_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QUICKSTUDY_DATA", str(tmp_path / "mine"))
-    for ask in (CUB.get, CUB().prepare, lambda: CUB().split("test")):
+    for ask in (CUB().prepare, lambda: CUB().split("test")):
         with pytest.raises(DataError) as raised:
             ask()
-        for way in (
-            "mine/cub\n",
-            "https://data.caltech.edu/records/65de6-vp158",
-            "$QUICKSTUDY_DATA/cub/CUB_200_2011/images",
-            "`root`",
-        ):
+        for way in ("mine/cub\n", "data get cub", "data.caltech.edu/records/65de6", "$QUICKSTUDY_DATA/cub", "`root`"):
             assert way in str(raised.value)
     assert CUB().location() is None
+
+
+def test_the_official_archive_is_downloaded_and_read_as_it_is(
+    root: Path, server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tarfile.open(tmp_path / "CUB_200_2011.tgz", "w:gz") as archive:
+        archive.add(root / "CUB_200_2011", "CUB_200_2011")
+        for name in ("CUB_200_2011/README", "attributes.txt", "CUB_200_2011/images/001.Bird_1/._0000.jpg"):
+            archive.addfile(tarfile.TarInfo(name))
+    remote = server.remote("CUB_200_2011.tgz", (tmp_path / "CUB_200_2011.tgz").read_bytes())
+    monkeypatch.setattr(CUB, "remotes", (remote,))
+    CUB.get()
+    assert str(CUB().location()).endswith("cub/CUB_200_2011.tgz (CUB_200_2011.tgz); packed at first use")
+    for split in SPLITS:
+        unpacked = CUB(image_size=8, root=str(root)).split(split)
+        for data in (CUB(image_size=8), CUB(image_size=8, root=str(tmp_path / "CUB_200_2011.tgz"))):
+            packed = data.split(split)
+            assert isinstance(packed, ImageClasses)
+            assert isinstance(unpacked, ImageClasses)
+            assert packed.names == unpacked.names
+            assert torch.equal(packed.images, unpacked.images)

@@ -1,13 +1,11 @@
 import errno
 import hashlib
 import os
-import re
+import shutil
 import socket
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -20,51 +18,11 @@ CONTENT = bytes(range(256)) * 2000
 SHA256 = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
 
 
-@dataclass
-class Server:
-    """A real server: ``/good`` and ``/plain`` (knows no ranges) serve the file, ``/wrong`` another one."""
-
-    port: int
-    asked: list[tuple[str, str | None]] = field(default_factory=list)
-    break_after: list[int] = field(default_factory=list)
-    """Bytes after which the next answers at ``/good`` break off."""
-
-    def url(self, path: str) -> str:
-        return f"http://127.0.0.1:{self.port}/{path}"
-
-
 @pytest.fixture
-def server() -> Iterator[Server]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked = self.headers.get("Range")
-            state.asked.append((self.path, asked))
-            if self.path not in {"/good", "/plain", "/wrong"}:
-                self.send_error(404)
-                return
-            content = CONTENT if self.path != "/wrong" else CONTENT[::-1]
-            start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and self.path != "/plain" else 0  # type: ignore[index]
-            if start >= len(content):
-                self.send_error(416)
-                return
-            self.send_response(206 if start else 200)
-            if start:
-                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-            self.send_header("Content-Length", str(len(content) - start))
-            self.end_headers()
-            stop = start + state.break_after.pop(0) if self.path == "/good" and state.break_after else None
-            self.wfile.write(content[start:stop])
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as real:
-        state = Server(real.server_address[1])
-        thread = threading.Thread(target=real.serve_forever, args=(0.01,))
-        thread.start()
-        yield state
-        real.shutdown()
-        thread.join()
+def server(server: Any) -> Any:
+    """Serves the file at ``/good`` and ``/plain``, and another one at ``/wrong``."""
+    server.files = {"/good": CONTENT, "/plain": CONTENT, "/wrong": CONTENT[::-1]}
+    return server
 
 
 def remote(*urls: str, checksum: str = SHA256) -> Remote:
@@ -72,7 +30,7 @@ def remote(*urls: str, checksum: str = SHA256) -> Remote:
 
 
 @pytest.mark.parametrize("checksum", [SHA256, f"md5:{hashlib.md5(CONTENT).hexdigest()}"])
-def test_a_file_is_fetched_once(server: Server, tmp_path: Path, checksum: str) -> None:
+def test_a_file_is_fetched_once(server: Any, tmp_path: Path, checksum: str) -> None:
     told: list[tuple[int, int]] = []
     file = remote(server.url("good"), checksum=checksum)
     folder = tmp_path / "new" / "folder"
@@ -85,19 +43,19 @@ def test_a_file_is_fetched_once(server: Server, tmp_path: Path, checksum: str) -
     assert os.listdir(folder) == ["file.zip"]
 
 
-def test_the_next_mirror_is_tried(server: Server, tmp_path: Path) -> None:
+def test_the_next_mirror_is_tried(server: Any, tmp_path: Path) -> None:
     urls = (server.url("missing"), server.url("wrong"), server.url("good"), server.url("never"))
     assert fetch(remote(*urls), tmp_path).read_bytes() == CONTENT
     assert [path for path, _ in server.asked] == ["/missing", "/wrong", "/good"]
     assert os.listdir(tmp_path) == ["file.zip"]
 
 
-def test_a_file_of_another_content_is_replaced(server: Server, tmp_path: Path) -> None:
+def test_a_file_of_another_content_is_replaced(server: Any, tmp_path: Path) -> None:
     (tmp_path / "file.zip").write_bytes(b"old")
     assert fetch(remote(server.url("good")), tmp_path).read_bytes() == CONTENT
 
 
-def test_if_all_fail_each_is_listed_with_its_cause_and_the_way_by_hand(server: Server, tmp_path: Path) -> None:
+def test_if_all_fail_each_is_listed_with_its_cause_and_the_way_by_hand(server: Any, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         closed = f"http://127.0.0.1:{free.getsockname()[1]}/file"
@@ -117,21 +75,21 @@ def test_if_all_fail_each_is_listed_with_its_cause_and_the_way_by_hand(server: S
     assert os.listdir(tmp_path) == []
 
 
-def test_a_broken_download_goes_on_where_it_stopped(server: Server, tmp_path: Path) -> None:
+def test_a_broken_download_goes_on_where_it_stopped(server: Any, tmp_path: Path) -> None:
     server.break_after = [5 * CHUNK + 10, 3 * CHUNK]
     assert fetch(remote(server.url("good")), tmp_path).read_bytes() == CONTENT
     assert [asked for _, asked in server.asked] == [None, f"bytes={5 * CHUNK}-", f"bytes={8 * CHUNK}-"]
     assert os.listdir(tmp_path) == ["file.zip"]
 
 
-def test_a_download_that_keeps_breaking_is_given_up_and_the_part_is_kept(server: Server, tmp_path: Path) -> None:
+def test_a_download_that_keeps_breaking_is_given_up_and_the_part_is_kept(server: Any, tmp_path: Path) -> None:
     server.break_after = [CHUNK] * 3
     with pytest.raises(DataError, match=r"/good: Connection broken: IncompleteRead\(.*\)\nfetch file"):
         fetch(remote(server.url("good")), tmp_path)
     assert (tmp_path / "file.zip.part").read_bytes() == CONTENT[: 3 * CHUNK]
 
 
-def test_an_interrupted_download_goes_on_in_the_next_session(server: Server, tmp_path: Path) -> None:
+def test_an_interrupted_download_goes_on_in_the_next_session(server: Any, tmp_path: Path) -> None:
     def interrupt(done: int, total: int) -> None:
         if done > 100_000:
             raise KeyboardInterrupt
@@ -146,18 +104,32 @@ def test_an_interrupted_download_goes_on_in_the_next_session(server: Server, tmp
 
 @pytest.mark.parametrize("part", [b"of another file", CONTENT + b"!", CONTENT])
 @pytest.mark.parametrize("path", ["good", "plain"])
-def test_a_part_that_does_not_fit_is_thrown_away(server: Server, tmp_path: Path, part: bytes, path: str) -> None:
+def test_a_part_that_does_not_fit_is_thrown_away(server: Any, tmp_path: Path, part: bytes, path: str) -> None:
     (tmp_path / "file.zip.part").write_bytes(part)
     assert fetch(remote(server.url(path)), tmp_path).read_bytes() == CONTENT
     assert os.listdir(tmp_path) == ["file.zip"]
 
 
-def test_a_full_disk_is_not_blamed_on_the_mirror(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_not_blamed_on_the_mirror(server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(url: str, start: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(resume, "_get", full)
     with pytest.raises(DataError, match=r"cannot write .*file\.zip: No space left on device; free some space"):
         fetch(remote(server.url("good"), server.url("good")), tmp_path)
+
+
+def test_room_on_the_disk_comes_first(server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=len(CONTENT) - 1))
+    with pytest.raises(DataError, match=r"No space left on device \(0\.5 MB are to come, and 0\.5 MB are free\); free"):
+        fetch(remote(server.url("good")), tmp_path)
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "file.zip.part").write_bytes(CONTENT[:10])  # the rest has room
+    assert fetch(remote(server.url("good")), tmp_path).read_bytes() == CONTENT
+
+
+def test_a_file_without_a_known_checksum(server: Any, tmp_path: Path) -> None:
+    unknown = Remote("file.zip", None, (server.url("missing"), server.url("good")))
+    assert fetch(unknown, tmp_path).read_bytes() == CONTENT
+    with pytest.raises(DataError, match=r"put it at .*other\.zip \(no checksum of it is known\)"):
+        fetch(Remote("other.zip", None, (server.url("missing"),)), tmp_path)

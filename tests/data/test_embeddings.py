@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from quickstudy.__main__ import main
 from quickstudy.data import Embeddings, contact_sheet, write_embeddings
 from quickstudy.data.base import SPLITS
 from quickstudy.data.embeddings import FILES, Layout, read_embeddings
@@ -218,6 +219,35 @@ def test_a_damaged_file_is_named(written: Callable[..., Path], layout: Layout) -
 def test_they_are_no_pictures(written: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="embeddings, meta-train classes: these are not images"):
         contact_sheet(Embeddings(root=str(written(""))).split("train"), tmp_path / "sheet.png")
+
+
+def test_those_of_leo_are_downloaded_and_unpacked(
+    written: Callable[..., Path],
+    make_zip: Callable[..., Path],
+    server: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    root = written("embeddings/miniImageNet/center", "leo")
+    files = {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*.pkl")}
+    content = make_zip({"embeddings/README": b"", **files}).read_bytes()
+    monkeypatch.setattr("quickstudy.data.embeddings.ARCHIVE", server.remote("embeddings.zip", content))
+    for _ in range(2):
+        assert main(["data", "get", "embeddings"]) == 0
+        assert "downloads/embeddings" in capsys.readouterr().out
+    assert [path for path, _ in server.asked] == ["/gone", "/embeddings.zip"]
+    assert len(Embeddings("miniimagenet").split("train")) == 6
+    folder = Embeddings("miniimagenet").prepare().parents[1]
+    assert [path.name for path in folder.iterdir()] == ["miniImageNet"]
+
+
+def test_another_archive_is_not_unpacked(
+    make_zip: Callable[..., Path], server: Any, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    content = make_zip({"embeddings/other/center/train_embeddings.pkl": b""}).read_bytes()
+    monkeypatch.setattr("quickstudy.data.embeddings.ARCHIVE", server.remote("embeddings.zip", content))
+    with pytest.raises(DataError, match=r"holds no embeddings of miniImageNet or tieredImageNet: remove it"):
+        Embeddings.get()
 
 
 # ------------------------------------------------------------------ pickles

@@ -1,5 +1,7 @@
+import pickle
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import numpy as np
@@ -13,7 +15,8 @@ from quickstudy.data import folders
 from quickstudy.data.base import SPLITS, Split
 from quickstudy.data.decode import Resize, square
 from quickstudy.data.images import ImageClasses
-from quickstudy.data.miniimagenet import MiniImageNet, ravi_split
+from quickstudy.data.miniimagenet import RAVI, MiniImageNet
+from quickstudy.data.store import read_index
 from quickstudy.data.transformed import TransformedTasks
 from quickstudy.data.transforms import CenterCrop, RandomFlip
 from quickstudy.engine.recipe import dump_recipe, instantiate, parse_recipe
@@ -39,10 +42,10 @@ def classes(data: MiniImageNet, split: Split) -> ImageClasses:
 
 
 def test_the_split_is_that_of_ravi_and_larochelle() -> None:
-    splits = list(ravi_split().values())
+    splits = list(RAVI.split().values())
     assert {split: splits.count(split) for split in SPLITS} == {"train": 64, "val": 16, "test": 20}
-    assert ravi_split()["n01532829"] == "train"  # house finch
-    assert ravi_split()["n02110341"] == "test"  # dalmatian
+    assert RAVI.split()["n01532829"] == "train"  # house finch
+    assert RAVI.split()["n02110341"] == "test"  # dalmatian
 
 
 def test_every_split_has_the_images_of_its_classes(root: Path) -> None:
@@ -164,15 +167,33 @@ def test_a_split_or_a_class_without_anything_is_named(root: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", b"truncated"])
-def test_a_corrupt_image_is_named_and_nothing_is_left(root: Path, cache: Path, content: bytes) -> None:
+def test_a_corrupt_image_is_named_and_left_out_on_request(root: Path, content: bytes) -> None:
     bad = root / "miniImagenet" / "test" / "n01981276" / "0003.jpg"
     if content == b"truncated":
         Image.effect_noise((60, 60), 50).save(bad)
         content = bad.read_bytes()[: bad.stat().st_size // 2]
     bad.write_bytes(content)
-    with pytest.raises(DataError, match=r"cannot read the image .*test/n01981276/0003\.jpg: .*; it is damaged"):
-        MiniImageNet(root=str(root)).prepare()
-    assert list((cache / "stores").iterdir()) == []
+    data = MiniImageNet(image_size=8, root=str(root))
+    with pytest.raises(
+        DataError, match=r"cannot read the image .*test/n01981276/0003\.jpg: .*; it is damaged"
+    ) as raised:
+        data.prepare()
+    assert "or leave out what cannot be read: `quickstudy data prepare miniimagenet`" in str(raised.value)
+    assert not data.store.exists()
+    index = read_index(data.prepare(skip=True))
+    assert index["unreadable"] == [str(bad)]
+    assert np.diff(index["offsets"]).tolist() == [5] * 6 + [4]
+    assert classes(data, "test").of_class(1)[:, 1].float().mean((1, 2)).numpy() == pytest.approx(
+        [0, 51, 102, 204], abs=3
+    )
+
+
+def test_room_on_the_disk_comes_first(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=35 * 3 * 1000**2 - 1))
+    with pytest.raises(DataError, match=r"35 packed images of miniimagenet take 0\.10 GB, and 0\.10 GB are free at"):
+        MiniImageNet(image_size=1000, root=str(root)).prepare()
+    assert not cache.exists()
+    MiniImageNet(image_size=999, root=str(root)).prepare()
 
 
 def test_missing_data_says_what_to_put_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,3 +267,140 @@ def test_a_recipe_names_transforms_by_their_class(root: Path) -> None:
         "Normalise",
     ]
     assert source.tasks(TaskShape(3, 1, 2), 0, 2, seed=0).query_x.shape == (2, 6, 3, 16, 16)
+
+
+# ------------------------------------------------------------------ other layouts
+
+
+def write_lists(folder: Path, names: dict[str, list[str]], numbers: list[int]) -> None:
+    for split, own in names.items():
+        rows = [f"{name}{number:08d}.jpg,{name}" for name in own for number in numbers]
+        (folder / f"{split}.csv").write_text("\n".join(["filename,label", *rows]) + "\n")
+
+
+def greens(data: MiniImageNet, split: Split) -> list[list[int]]:
+    """The green of each image, which is its number in 51sts, for every class."""
+    own = classes(data, split)
+    return [(own.of_class(c)[:, 1].float().mean((1, 2)) / 51).round().int().tolist() for c in range(len(own))]
+
+
+@pytest.mark.parametrize("below", ["miniimagenet", "."])
+def test_images_beside_their_lists(root: Path, tmp_path: Path, below: str) -> None:
+    home = tmp_path / "listed" / below
+    (home / "images").mkdir(parents=True)
+    for path in root.rglob("*.jpg"):
+        shutil.copy(path, home / "images" / f"{path.parent.name}{int(path.stem) + 1:08d}.jpg")
+    write_lists(home, NAMES, [5, 1, 2])
+    data = MiniImageNet(image_size=20, root=str(tmp_path / "listed"))
+    assert str(data.location()).startswith(f"{home} (images/ with train.csv, val.csv and test.csv)")
+    for split in SPLITS:
+        assert classes(data, split).names == tuple(NAMES[split])
+        assert greens(data, split) == [[4, 0, 1]] * len(NAMES[split])
+    (home / "images" / "n0155899300000002.jpg").unlink()
+    with pytest.raises(DataError, match=r"cannot read .*n0155899300000002.jpg: No such file"):
+        MiniImageNet(image_size=10, root=str(tmp_path / "listed")).prepare()
+    (home / "val.csv").write_text("file,label\na,b\n")
+    with pytest.raises(DataError, match=r"val.csv needs the columns filename, label"):
+        MiniImageNet(image_size=10, root=str(tmp_path / "listed")).prepare()
+    write_lists(home, {"val": NAMES["test"]}, [1])
+    with pytest.raises(DataError, match=r"another split than Ravi and Larochelle's: val/n01930112 belongs in test/"):
+        MiniImageNet(image_size=10, root=str(tmp_path / "listed")).prepare()
+
+
+def write_pickles(folder: Path, root: Path, protocol: int) -> None:
+    for split, names in NAMES.items():
+        files = sorted((root / "miniImagenet" / split).rglob("*.jpg"))
+        order = np.random.default_rng(0).permutation(len(files))  # rows need not be in the order of classes
+        images = np.stack([np.asarray(Image.open(files[i]).resize((84, 84))) for i in order])
+        rows = {name: [k for k, i in enumerate(order) if files[i].parent.name == name] for name in names}
+        content = pickle.dumps({"image_data": images, "class_dict": rows}, protocol)
+        (folder / f"mini-imagenet-cache-{split}.pkl").write_bytes(content)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_the_pickles_that_circulate(root: Path, tmp_path: Path, protocol: int) -> None:
+    (tmp_path / "pickles").mkdir()
+    write_pickles(tmp_path / "pickles", root, protocol)
+    data = MiniImageNet(root=str(tmp_path / "pickles"))
+    assert "(mini-imagenet-cache-{train,val,test}.pkl)" in str(data.location())
+    for split in SPLITS:
+        own, files = classes(data, split), classes(MiniImageNet(root=str(root)), split)
+        assert own.names == files.names
+        assert [sorted(one) for one in greens(data, split)] == [[0, 1, 2, 3, 4]] * len(own)
+        for c in range(len(own)):
+            difference = own.of_class(c).float().mean((0, 2, 3)) - files.of_class(c).float().mean((0, 2, 3))
+            assert difference.abs().max() < 1  # red is red
+    assert classes(MiniImageNet(image_size=8, root=str(tmp_path / "pickles")), "val").images.shape == (10, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"image_data": np.zeros((1, 84, 84, 3), np.uint8)}, "class_dict"),
+        ({"image_data": np.zeros((1, 84, 84, 3), np.uint8), "class_dict": {"n1": [1]}}, "row 1 of 1"),
+        ({"image_data": np.zeros((1, 84, 84)), "class_dict": {}}, r"float64 \(1, 84, 84\), not uint8"),
+    ],
+)
+def test_other_pickles_are_refused(root: Path, tmp_path: Path, content: object, message: str) -> None:
+    (tmp_path / "pickles").mkdir()
+    write_pickles(tmp_path / "pickles", root, 4)
+    (tmp_path / "pickles" / "mini-imagenet-cache-val.pkl").write_bytes(pickle.dumps(content))
+    with pytest.raises(DataError, match=rf"cache-val.pkl is damaged, or not what its name says.*{message}"):
+        MiniImageNet(root=str(tmp_path / "pickles")).prepare()
+
+
+def test_the_pickles_cannot_run_code(root: Path, tmp_path: Path) -> None:
+    class Touch:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "attacked",))
+
+    (tmp_path / "pickles").mkdir()
+    write_pickles(tmp_path / "pickles", root, 4)
+    path = tmp_path / "pickles" / "mini-imagenet-cache-test.pkl"
+    path.write_bytes(pickle.dumps(Touch()))
+    with pytest.raises(DataError, match="it asks for"):
+        MiniImageNet(root=str(tmp_path / "pickles")).prepare()
+    assert not (tmp_path / "attacked").exists()
+    pickle.loads(path.read_bytes())  # the attack is a real one
+    assert (tmp_path / "attacked").exists()
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """All classes of miniImageNet and one more, with six images each, as ILSVRC-2012 unpacks."""
+    folder = tmp_path / "imagenet" / "train"
+    write_class_folders(folder, {".": [*RAVI.split(), "n99999999"]}, images=6, side=8)
+    for path in [*folder.rglob("*.jpg")]:  # numbers are not in order of text
+        path.rename(path.with_name(f"{path.parent.name}_{(1, 3, 20, 111, 1000, 20000)[int(path.stem)]}.JPEG"))
+    (tmp_path / "imagenet" / "val").mkdir()
+    (tmp_path / "imagenet" / "test").mkdir()
+    return folder
+
+
+def test_a_tree_of_imagenet_with_the_lists(tree: Path, tmp_path: Path) -> None:
+    names = {split: [name for name, own in RAVI.split().items() if own == split] for split in SPLITS}
+    write_lists(tree.parent, names, [6, 2, 3])
+    data = MiniImageNet(image_size=8, root=str(tmp_path))
+    assert str(data.location()).startswith(f"{tree} (ILSVRC-2012's training images by class, those that train.csv")
+    for split in SPLITS:
+        assert classes(data, split).names == tuple(sorted(names[split]))
+        numbers = [[round(green * 51 / 42.5) for green in own] for own in greens(data, split)]  # 6 images, not 5
+        assert numbers == [[5, 1, 2]] * len(names[split])
+    write_lists(tree.parent, names, [7])
+    with pytest.raises(DataError, match=r"has 6 images, and .*imagenet lists number 7: the copy is not complete"):
+        MiniImageNet(image_size=9, root=str(tmp_path)).prepare()
+    write_lists(tree.parent, names, [0])
+    with pytest.raises(DataError, match=r"which is not <WordNet id><number>\.jpg"):
+        MiniImageNet(image_size=9, root=str(tmp_path)).prepare()
+
+
+@pytest.mark.parametrize("by", ["place", "root", "the tree as root"])
+def test_a_tree_of_imagenet_alone(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str) -> None:
+    monkeypatch.setenv("QUICKSTUDY_DATA", str(tmp_path))
+    data = MiniImageNet(image_size=8, root={"root": str(tree.parent), "the tree as root": str(tree)}.get(by))
+    assert "the first 600 of each (not the published ones" in str(data.location())
+    assert sum(len(classes(data, split)) for split in SPLITS) == 100
+    assert classes(data, "test").counts.tolist() == [6] * 20
+    shutil.rmtree(tree / "n02110341")
+    with pytest.raises(DataError, match=r"lacks 1 of the 100 classes of Ravi and Larochelle's .* as n02110341"):
+        MiniImageNet(image_size=9, root=str(tree)).prepare()

@@ -9,6 +9,7 @@ from PIL import Image
 
 from quickstudy.data import omniglot
 from quickstudy.data.omniglot import Half, Omniglot
+from quickstudy.data.paths import remember_place
 from quickstudy.errors import DataError
 from quickstudy.task import TaskShape
 
@@ -103,6 +104,13 @@ def test_own_data_is_found_and_never_written_to(
     before = sorted(root.rglob("*"))
     assert len(Omniglot("background").split("test")) == 3
     assert sorted(root.rglob("*")) == before
+
+
+def test_a_remembered_place_comes_first(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUICKSTUDY_DATA", "nowhere")
+    assert Omniglot("background").location() is None
+    remember_place("omniglot", root)
+    assert len(Omniglot("background").split("test")) == 3
 
 
 def test_packed_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

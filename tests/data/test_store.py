@@ -1,7 +1,10 @@
 import errno
 import json
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,7 @@ import pytest
 import torch
 
 from quickstudy.data import store
-from quickstudy.data.store import open_store, read_index, write_store
+from quickstudy.data.store import Packed, open_store, read_index, write_store
 from quickstudy.errors import DataError
 
 SHAPE = (3, 4, 5)
@@ -123,6 +126,104 @@ def test_of_two_writers_the_first_stays(folder: Path) -> None:
     write_store(folder, slow(), SHAPE, {"writer": "slow"})
     assert read_index(folder)["origin"] == {"writer": "fast"}
     assert leftovers(folder) == ["some"]
+
+
+# ------------------------------------------------------------------ continued packing
+
+
+def counting(asked: list[int], stop: int | None = None) -> Callable[[int], Iterator[Packed]]:
+    """Give the classes from a numbered one on, keep the numbers that were asked for, and break off before ``stop``."""
+
+    def classes(first: int) -> Iterator[Packed]:
+        asked.append(first)
+        for number, (name, images) in enumerate(some_classes()[first:], first):
+            if number == stop:
+                raise KeyboardInterrupt
+            yield Packed(name, images, [f"{name}/{i}" for i in range(number % 2)])
+
+    return classes
+
+
+def assert_complete(folder: Path) -> None:
+    opened = open_store(folder, "some")
+    assert opened.names == tuple(name for name, _ in some_classes())
+    for i, (_, images) in enumerate(some_classes()):
+        assert torch.equal(opened.of_class(i), torch.from_numpy(images))
+    assert read_index(folder)["unreadable"] == ["class 2 ☃/0", "class 4 ☃/0"]
+    assert leftovers(folder) == ["some"]
+
+
+@pytest.mark.parametrize("stops", [(0,), (3,), (1, 1, 4)])
+def test_an_interrupted_packing_is_continued(folder: Path, stops: tuple[int, ...]) -> None:
+    asked: list[int] = []
+    for stop in stops:
+        with pytest.raises(KeyboardInterrupt):
+            write_store(folder, counting(asked, stop), SHAPE, {"of": 1})
+        assert not folder.exists()
+    write_store(folder, counting(asked), SHAPE, {"of": 1})
+    assert asked == [0, *stops]
+    assert_complete(folder)
+
+
+@pytest.mark.parametrize("what", [b"\xff" * 30, b""])
+def test_what_a_crash_leaves_half_written_is_done_again(folder: Path, what: bytes) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        write_store(folder, counting([], 3), SHAPE, {})
+    part = folder.parent / ".some.part"
+    with open(part / "images.npy", "ab") as file:
+        file.write(what)
+    with open(part / "journal.jsonl", "a") as file:
+        file.write('["class 4 ')
+    asked: list[int] = []
+    write_store(folder, counting(asked), SHAPE, {})
+    assert asked == [3]
+    assert_complete(folder)
+
+
+def test_another_origin_begins_afresh(folder: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        write_store(folder, counting([], 3), SHAPE, {"files": "old"})
+    asked: list[int] = []
+    write_store(folder, counting(asked), SHAPE, {"files": "new"})
+    assert asked == [0]
+    assert_complete(folder)
+
+
+SCRIPT = """
+import sys, time
+import numpy as np
+from pathlib import Path
+from quickstudy.data.store import Packed, write_store
+
+def classes(first):
+    print("begins", first, flush=True)
+    rng = np.random.default_rng(0)
+    for c in range(1, 6):
+        images = rng.integers(0, 256, (c, 3, 4, 5), dtype=np.uint8)
+        if c > first:
+            while c == int(sys.argv[2]):
+                time.sleep(0.01)
+            yield Packed(f"class {c} ☃", images, [f"class {c} ☃/0"] * (c in (2, 4)))
+
+write_store(Path(sys.argv[1]), classes, (3, 4, 5), {})
+"""
+
+
+def test_a_killed_packing_is_continued_and_a_second_writer_waits(folder: Path) -> None:
+    def start(stuck_at: int) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", SCRIPT, str(folder), str(stuck_at)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    journal = folder.parent / ".some.part" / "journal.jsonl"
+    first = start(4)
+    while not journal.exists() or len(journal.read_text().splitlines()) < 4:
+        assert first.poll() is None
+        time.sleep(0.01)
+    second = start(0)
+    first.kill()  # its lock goes with it
+    assert first.communicate()[0] == "begins 0\n"
+    assert second.communicate(timeout=60)[0] == "begins 3\n"
+    assert_complete(folder)
 
 
 def cut(folder: Path) -> None:

@@ -22,6 +22,7 @@ from quickstudy.data.transforms import (
     RandomCrop,
     RandomFlip,
     RandomResizedCrop,
+    RandomTurn,
     Transform,
     brighten,
     contrast,
@@ -399,3 +400,45 @@ def test_tasks_are_transformed_where_the_images_are(photos: ImageClasses) -> Non
     task = source.to("cuda").tasks(SHAPE, 0, 4, seed=0)
     assert task.support_x.device.type == task.query_x.device.type == "cuda"
     assert same(task.map(lambda tensor: tensor.cpu()), source.tasks(SHAPE, 0, 4, seed=0))
+
+
+# ---------------------------------------------------------------------- by class
+
+
+@pytest.fixture
+def corners() -> ImageClasses:
+    """Five classes of eight images, each with its upper left corner bright."""
+    images = torch.zeros(40, 1, 2, 2, dtype=torch.uint8)
+    images[:, :, 0, 0] = 255
+    return ImageClasses.from_offsets(images, np.arange(0, 41, 8), list("abcde"), "corners")
+
+
+def bright(images: Tensor) -> Tensor:
+    """Return which corner of each image is bright, ``[tasks, 3, each]``."""
+    return images.flatten(2).argmax(2).unflatten(1, (3, -1))
+
+
+def test_all_images_of_a_class_in_a_task_are_turned_alike(corners: ImageClasses) -> None:
+    task = transformed(corners, [RandomTurn()]).tasks(SHAPE, 0, 400, seed=1)
+    turns = bright(task.support_x)[:, :, 0]
+    for images in (task.support_x, task.query_x):
+        assert (bright(images) == turns[:, :, None]).all()
+    counts = torch.zeros(4, 4, 4)
+    counts.index_put_(tuple(turns.unbind(1)), torch.ones(400), accumulate=True)
+    assert (counts > 0).all()  # classes by themselves
+    assert (counts.sum((1, 2)) - 100).abs().max() < 35
+
+
+def test_turns_by_class_leave_other_transforms_by_image(corners: ImageClasses) -> None:
+    both = transformed(corners, [RandomTurn(), RandomFlip()])
+    task, part = both.tasks(SHAPE, 0, 60, seed=0), both.tasks(SHAPE, 57, 60, seed=0)
+    assert torch.equal(task.query_x[57:], part.query_x)
+    apart = (bright(task.query_x) != bright(task.query_x)[:, :, :1]).any(2).float().mean()
+    assert 0.7 < apart < 1  # of four images, all are flipped or none once in eight times
+
+
+def test_only_squares_are_turned_and_the_middle_of_the_draw_leaves_them() -> None:
+    images = photographs(3, 8, 8)
+    assert torch.equal(RandomTurn()(images, torch.full((3, 1), 0.5)), images)
+    with pytest.raises(DataError, match="RandomTurn: it is for square images, and these are of 9×8"):
+        RandomTurn()(photographs(3, 8, 9), torch.zeros(3, 1))

@@ -113,10 +113,11 @@ def test_a_recipe_that_is_no_text(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with few and small images of a few classes, laid out as miniImageNet, CIFAR-FS and CUB are."""
+    """A folder with few and small images of a few classes, laid out as the datasets of photographs are."""
     root = tmp_path_factory.mktemp("photographs")
     classes = {split: [f"{split}{number}" for number in range(5)] for split in SPLITS}
     write_class_folders(root / "miniImagenet", classes, images=7)
+    write_class_folders(root / "tieredImageNet", classes, images=7)
     write_class_folders(root / "cifar-fs", classes, images=7)
     birds = [f"{number:03d}.Bird" for number in range(1, 21)]  # ten, five and five of the splits
     write_class_folders(root / "CUB_200_2011", {"images": birds}, images=7)
@@ -156,7 +157,7 @@ def test_every_recipe_runs_for_two_updates(
         overrides += ["--dataset=quickstudy.data.Glyphs"]
     if given["dataset"]["class_path"] == "quickstudy.data.Embeddings":
         overrides += [f"--dataset.root={embeddings}"]
-    elif dataset in {"miniimagenet", "cifar-fs", "cub"}:
+    elif dataset in {"miniimagenet", "tieredimagenet", "cifar-fs", "cub"}:
         monkeypatch.setenv("QUICKSTUDY_CACHE", str(photographs / "cache"))
         overrides += [f"--dataset.root={photographs}", "--dataset.image_size=32"]
         text = text.replace("size: 84", "size: 28")  # of crops

@@ -22,15 +22,22 @@ SETTINGS = (
 def call(name: str, function: Callable[..., int | None], arguments: Sequence[str]) -> int | None:
     """Parse the arguments of a command by the signature of its function, and call it.
 
-    A parameter named ``settings`` receives the arguments that override settings of a recipe.
+    A parameter named ``settings`` receives the arguments that override settings of a recipe; any other ``list[str]``
+    without a default, the last of the positional ones, as many words as there are.
 
     Raises:
         RecipeError: an argument is missing, unknown or of the wrong type.
     """
     description = (inspect.getdoc(function) or "").partition("\nArgs:")[0]
     parser = ArgumentParser(prog=f"quickstudy {name}", exit_on_error=False, description=description)
-    parser.add_function_arguments(function, as_positional=True, as_group=False, skip={"settings"})
     parameters = inspect.signature(function).parameters
+    lists = {name for name, p in parameters.items() if p.annotation == "list[str]" and p.default is p.empty}
+    lists.discard("settings")
+    parser.add_function_arguments(function, as_positional=True, as_group=False, skip={"settings", *lists})
+    for name_of_list in lists:  # jsonargparse would take one word, "[a,b]"
+        text = re.search(rf"^ +{name_of_list}: (.+)", inspect.getdoc(function) or "", re.MULTILINE)
+        parser.add_argument(name_of_list, nargs="+", help=text and text[1])
+    _without_underscores(parser)
     own, keywords = list(arguments), {}
     if "settings" in parameters:
         own, keywords["settings"] = _split(arguments)
@@ -52,6 +59,15 @@ def call(name: str, function: Callable[..., int | None], arguments: Sequence[str
         hint = suggest(wrong.group(1), known) if wrong else ""
         raise RecipeError(f"{message}{hint}; see `quickstudy {name} --help`") from error
     return function(**parser.instantiate(parsed).as_dict(), **keywords)
+
+
+def _without_underscores(parser: ArgumentParser) -> None:
+    """Call the option ``--from_`` ``--from``: parameters cannot have the names of Python's keywords."""
+    options = parser._option_string_actions
+    for option, action in [*options.items()]:
+        if option.endswith("_"):
+            action.option_strings = [option.rstrip("_")]
+            options[option.rstrip("_")] = options.pop(option)
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

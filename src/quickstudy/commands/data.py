@@ -1,4 +1,4 @@
-"""``quickstudy data list|get|show``."""
+"""``quickstudy data list|get|prepare|show``."""
 
 from __future__ import annotations
 
@@ -29,17 +29,74 @@ def list_datasets() -> None:
 
 
 def get(name: str) -> None:
-    """Download a dataset, verify its checksum, and pack its images.
+    """Download a dataset, verify its checksum, and pack its images; a broken download is continued.
 
     Args:
         name: of the dataset (`quickstudy data list`).
     """
+    from quickstudy.data.paths import download_folder
     from quickstudy.data.registry import dataset_entry
 
     kind = dataset_entry(name).load()
     kind.get()
-    kind().prepare()
-    print(f"{name}: {kind().location()}")
+    dataset = kind()
+    if dataset.store is not None:
+        dataset.prepare()
+    print(f"{name}: {dataset.location() or f'in {download_folder(name)}'}")
+
+
+def prepare(
+    name: str,
+    from_: Path | None = None,
+    image_size: int | None = None,
+    resize: Literal["squash", "crop"] | None = None,
+) -> None:
+    """Pack the images of your own copy of a dataset, whichever of the known layouts it has.
+
+    The copy is remembered: whatever asks for the dataset, in this size or another, is served from it. Images that
+    cannot be read are left out and named. A stopped command is continued by the next.
+
+    Args:
+        name: of the dataset (`quickstudy data list`).
+        from_: the folder, or the archive, of your copy; where the dataset is looked for anyway, if not given.
+        image_size: height and width to pack, in pixels, if not those of the dataset.
+        resize: how photographs become square, whatever their aspect or by cutting off what is too long.
+    """
+    import inspect
+
+    from quickstudy.data.paths import remember_place, remembered_place
+    from quickstudy.data.registry import dataset_entry
+    from quickstudy.data.store import read_index
+    from quickstudy.errors import DataError
+
+    kind = dataset_entry(name).load()
+    given = {"image_size": image_size, "resize": resize}
+    settings = {key: value for key, value in given.items() if value is not None}
+    known = inspect.signature(kind).parameters
+    wrong = [key for key in settings if key not in known]
+    if wrong:
+        raise DataError(f"{name} has no {wrong[0]} to choose: leave --{wrong[0]} out")
+    dataset = kind(**settings)
+    if dataset.store is None:
+        raise DataError(f"{name} has no images to pack; to get it: {dataset_entry(name).how}")
+    place = from_ and from_.expanduser().resolve()
+    if place and "root" not in known:
+        raise DataError(f"{name} is made here, not read from a copy: leave --from out")
+    if place and dataset.store.exists() and remembered_place(name) != place:
+        raise DataError(f"{name} is packed already, in {dataset.store}: remove that folder to pack it anew")
+    copy = kind(**settings, **{"root": str(place)}) if place else dataset
+    if copy.location() is None:
+        copy.prepare()  # says what was looked for
+    if place:
+        remember_place(name, place)
+    print(f"{name}: {dataset.location()}")
+    dataset.prepare(skip=True)
+    folder = dataset.store
+    index = read_index(folder)
+    print(f"{name}: {index['offsets'][-1]:,} images of {len(index['names']):,} classes, packed in {folder}")
+    unreadable = index.get("unreadable", [])
+    if unreadable:
+        print(f"{len(unreadable):,} images cannot be read and were left out:", *unreadable, sep="\n  ")
 
 
 def show(

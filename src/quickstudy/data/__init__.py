@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from quickstudy.data.base import SPLITS, Dataset, Split, TaskSource
-    from quickstudy.data.cifarfs import CIFARFS
+    from quickstudy.data.cifarfs import CIFARFS, FC100
     from quickstudy.data.cub import CUB
     from quickstudy.data.embeddings import Embeddings, write_embeddings
     from quickstudy.data.folders import ClassFolders
@@ -18,10 +18,13 @@ if TYPE_CHECKING:
     from quickstudy.data.images import ImageClasses
     from quickstudy.data.miniimagenet import MiniImageNet
     from quickstudy.data.omniglot import Omniglot
+    from quickstudy.data.omniglot_runs import OmniglotRuns
+    from quickstudy.data.own import ArrayFile, Arrays, ImageFolder, ImageList
     from quickstudy.data.registry import DATASETS, Entry, dataset_entry
     from quickstudy.data.sheet import contact_sheet
     from quickstudy.data.sine import Sine
     from quickstudy.data.store import open_store, write_store
+    from quickstudy.data.tieredimagenet import TieredImageNet
     from quickstudy.data.transformed import TransformedTasks
     from quickstudy.data.transforms import (
         CenterCrop,
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
         RandomCrop,
         RandomFlip,
         RandomResizedCrop,
+        RandomTurn,
         Transform,
     )
 
@@ -39,6 +43,7 @@ _HOMES = {
     "Split": "base",
     "TaskSource": "base",
     "CIFARFS": "cifarfs",
+    "FC100": "cifarfs",
     "CUB": "cub",
     "ClassFolders": "folders",
     "Embeddings": "embeddings",
@@ -47,6 +52,11 @@ _HOMES = {
     "ImageClasses": "images",
     "MiniImageNet": "miniimagenet",
     "Omniglot": "omniglot",
+    "OmniglotRuns": "omniglot_runs",
+    "ArrayFile": "own",
+    "Arrays": "own",
+    "ImageFolder": "own",
+    "ImageList": "own",
     "DATASETS": "registry",
     "Entry": "registry",
     "dataset_entry": "registry",
@@ -54,6 +64,7 @@ _HOMES = {
     "Sine": "sine",
     "open_store": "store",
     "write_store": "store",
+    "TieredImageNet": "tieredimagenet",
     "TransformedTasks": "transformed",
     "CenterCrop": "transforms",
     "ColorJitter": "transforms",
@@ -61,6 +72,7 @@ _HOMES = {
     "RandomCrop": "transforms",
     "RandomFlip": "transforms",
     "RandomResizedCrop": "transforms",
+    "RandomTurn": "transforms",
     "Transform": "transforms",
 }
 
@@ -68,7 +80,10 @@ __all__ = [
     "CIFARFS",
     "CUB",
     "DATASETS",
+    "FC100",
     "SPLITS",
+    "ArrayFile",
+    "Arrays",
     "CenterCrop",
     "ClassFolders",
     "ColorJitter",
@@ -77,15 +92,20 @@ __all__ = [
     "Entry",
     "Glyphs",
     "ImageClasses",
+    "ImageFolder",
+    "ImageList",
     "MiniImageNet",
     "Normalise",
     "Omniglot",
+    "OmniglotRuns",
     "RandomCrop",
     "RandomFlip",
     "RandomResizedCrop",
+    "RandomTurn",
     "Sine",
     "Split",
     "TaskSource",
+    "TieredImageNet",
     "Transform",
     "TransformedTasks",
     "contact_sheet",

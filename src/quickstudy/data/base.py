@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -41,6 +41,8 @@ class Dataset(ABC):
 
     name: str
     metric: Literal["accuracy", "mse"] = "accuracy"
+    fixed: ClassVar[tuple[int, TaskShape] | None] = None
+    """How many tasks there are and of what size, if the test is of certain tasks and no others."""
 
     @abstractmethod
     def split(self, split: Split) -> TaskSource:
@@ -63,8 +65,20 @@ class Dataset(ABC):
         """Return in words where the data is on this machine, or ``None`` if it is not; makes and fetches nothing."""
         return "made as it is used"
 
-    def prepare(self) -> Path | None:
-        """Do now what the first use would have to do, such as packing all images, and return where the result lies."""
+    @property
+    def store(self) -> Path | None:
+        """The folder of the packed images, whether they are there or not; ``None`` if it is not made of such."""
+        return None
+
+    def prepare(self, *, skip: bool = False) -> Path | None:
+        """Do now what the first use would have to do, such as packing all images, and return where the result lies.
+
+        Args:
+            skip: leave out images that cannot be read, where the dataset can do without some.
+
+        Raises:
+            DataError: the data is not on this machine, or damaged.
+        """
         return None
 
 

@@ -24,12 +24,12 @@ class Remote:
 
     Args:
         name: what it is called on disk.
-        checksum: ``"md5:..."`` or ``"sha256:..."``, in hexadecimal.
+        checksum: ``"md5:..."`` or ``"sha256:..."``, in hexadecimal; ``None`` if none is known.
         mirrors: addresses of the same file, tried in turn.
     """
 
     name: str
-    checksum: str
+    checksum: str | None
     mirrors: tuple[str, ...]
 
 
@@ -64,7 +64,7 @@ def fetch(remote: Remote, folder: Path, progress: Progress | None = None) -> Pat
     listed = "".join(f"\n  {url}: {failure}" for url, failure in failures)
     raise DataError(
         f"cannot download {remote.name}:{listed}\nfetch {remote.name} yourself and put it at {folder / remote.name} "
-        f"(its checksum is {remote.checksum})"
+        f"({f'its checksum is {remote.checksum}' if remote.checksum else 'no checksum of it is known'})"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
 import numpy as np
@@ -14,9 +14,12 @@ from safetensors import safe_open
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from quickstudy.data.archive import open_files
 from quickstudy.data.base import SPLITS, Dataset, Split, split_title
+from quickstudy.data.download import Remote, fetch
 from quickstudy.data.images import ImageClasses
-from quickstudy.data.paths import source_folders
+from quickstudy.data.paths import download_folder, source_folders
+from quickstudy.data.progress import track
 from quickstudy.data.registry import dataset_entry
 from quickstudy.data.unpickle import load_pickle
 from quickstudy.errors import DataError
@@ -29,6 +32,13 @@ FILES: dict[Layout, str] = {"own": "{}.safetensors", "leo": "{}_embeddings.pkl"}
 
 LEO_FOLDERS = {"miniimagenet": "miniImageNet", "tieredimagenet": "tieredImageNet"}
 """What the released embeddings are of, and the folders they unpack to."""
+
+ARCHIVE = Remote(
+    "embeddings.zip",
+    None,  # no checksum has been published; the pickles in it are read without running code
+    ("https://storage.googleapis.com/leo-embeddings/embeddings.zip",),
+)
+"""As LEO's authors released it."""
 
 Rows = tuple[Tensor, list[str]]
 """Embeddings, float32 ``[n, D]``, and the class of each."""
@@ -96,8 +106,11 @@ class Embeddings(Dataset):
         except DataError:
             return None
 
-    def prepare(self) -> Path:
+    def prepare(self, *, skip: bool = False) -> Path:
         """Return the folder of the files: they are read as they are.
+
+        Args:
+            skip: has no effect.
 
         Raises:
             DataError: they are not on this machine.
@@ -106,12 +119,23 @@ class Embeddings(Dataset):
 
     @classmethod
     def get(cls) -> None:
-        """Do nothing if the embeddings are here; they are not downloaded.
+        """Download the embeddings that LEO's authors released, and unpack them, unless some of them are here.
 
         Raises:
-            DataError: they are not; the message says what to fetch, and where to put it.
+            DataError: they cannot be downloaded, or the archive holds something else.
         """
-        cls().prepare()
+        if any(cls(of).location() for of in LEO_FOLDERS):
+            return
+        folder = download_folder("embeddings")
+        path = fetch(ARCHIVE, folder)
+        with open_files(path) as archive:
+            parts = {name: PurePosixPath(name).parts[-3:] for name in archive.names}
+            found = {name: own for name, own in parts.items() if own[0] in LEO_FOLDERS.values() and len(own) == 3}
+            if not found:
+                raise DataError(f"{path} holds no embeddings of {' or '.join(LEO_FOLDERS.values())}: remove it")
+            for name, own in track(found.items(), "unpacking the embeddings", len(found)):
+                write_file(folder.joinpath(*own), lambda file, name=name: file.write(archive.read(name)))
+        path.unlink()
 
     def _source(self) -> tuple[Path, Layout]:
         """Return the first folder that has the files of all splits, and their layout."""

@@ -1,26 +1,27 @@
-"""Datasets of photographs that lie on the disk as folders of image files, a folder for each class."""
+"""Datasets of photographs, a class a folder or as they come, decoded and packed once."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import ClassVar, get_args
 
 import numpy as np
 
-from quickstudy.data.archive import Member
 from quickstudy.data.base import SPLITS, Dataset, Split, TaskSource, split_title
-from quickstudy.data.decode import Resize, decode_image, square
+from quickstudy.data.decode import Resize
+from quickstudy.data.download import Remote, fetch
 from quickstudy.data.images import ImageClasses
-from quickstudy.data.paths import source_folders, store_folder
+from quickstudy.data.layouts import Layout
+from quickstudy.data.paths import check_room, download_folder, source_folders, store_folder
+from quickstudy.data.pictures import Picture, read_image
 from quickstudy.data.progress import track
 from quickstudy.data.registry import dataset_entry
-from quickstudy.data.store import open_store, write_store
+from quickstudy.data.store import Packed, open_store, write_store
 from quickstudy.data.transformed import transformed
 from quickstudy.data.transforms import Transform
 from quickstudy.errors import DataError
@@ -28,18 +29,12 @@ from quickstudy.errors import DataError
 VERSION = 1
 """Raised with every change that changes a pixel of the packed stores."""
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-"""Endings of image files, in small letters; other files are ignored."""
-
-Files = Mapping[Split, Mapping[str, Sequence[Path | Member]]]
-"""The image files of every class of every split."""
-
 
 class ClassFolders(Dataset):
-    """A dataset of colour photographs in folders of classes, decoded and packed once.
+    """A dataset of colour photographs in folders of classes, or in another of its layouts, decoded and packed once.
 
-    A subclass says where such a folder is and which of its classes are in which split. What has been packed stays as
-    it is when the files change: remove the packed folder, which :meth:`location` names, to pack them again.
+    A subclass says in which layouts it may lie. What has been packed stays as it is when the files change: remove the
+    packed folder, which :meth:`location` names, to pack them again.
 
     Args:
         image_size: height and width of the packed images, in pixels.
@@ -48,12 +43,18 @@ class ClassFolders(Dataset):
             the central square. Both with Pillow's bilinear filter, which averages over all that a new pixel covers.
         train_transforms: applied in turn to the images of meta-training tasks, support and query alike.
         test_transforms: the same for meta-validation and meta-test tasks.
-        root: folder that holds the data; if not given, ``$QUICKSTUDY_DATA/<name of the dataset>``,
-            ``$QUICKSTUDY_DATA``, and the folder of downloads in the cache.
+        root: folder that holds the data; if not given, that of ``quickstudy data prepare``,
+            ``$QUICKSTUDY_DATA/<name of the dataset>``, ``$QUICKSTUDY_DATA``, and the folder of downloads in the cache.
     """
 
-    layout: ClassVar[str]
-    """What is looked for, in words."""
+    layouts: ClassVar[tuple[Layout, ...]]
+    """What is looked for in each place, best first."""
+
+    folders: ClassVar[tuple[str, ...]] = ()
+    """Names under which copies are kept, if not that of the dataset alone; the last is that of downloads."""
+
+    remotes: ClassVar[tuple[Remote, ...]] = ()
+    """What ``quickstudy data get`` downloads."""
 
     def __init__(
         self,
@@ -73,23 +74,6 @@ class ClassFolders(Dataset):
         self.test_transforms = test_transforms or []
         self.root = root
 
-    @classmethod
-    @abstractmethod
-    def find(cls, place: Path) -> Path | None:
-        """Return the folder (or archive) of the data: ``place``, or one in it, or ``None`` if there is none."""
-
-    @classmethod
-    @abstractmethod
-    def files(cls, folder: Path) -> Files:
-        """Return the image files of every class of every split, classes and files in order of name.
-
-        Args:
-            folder: as :meth:`find` found it.
-
-        Raises:
-            DataError: the folder cannot be read, or a class is not where it should be.
-        """
-
     def split(self, split: Split) -> TaskSource:
         """Return the tasks of one split; without transforms its :class:`ImageClasses`, uint8 ``[n, 3, size, size]``.
 
@@ -102,66 +86,104 @@ class ClassFolders(Dataset):
 
     def location(self) -> str | None:
         """Return in words where the packed images or the image files are, or ``None`` if nowhere."""
-        if self._folder.exists():
-            return f"packed in {self._folder}"
         try:
-            return f"{self._source()}; packed at first use"
+            if self.store.exists():
+                return f"packed in {self.store}"
+            path, layout = self.source()
         except DataError:
             return None
+        return f"{path} ({layout.title}); packed at first use"
 
-    def prepare(self) -> Path:
+    def prepare(self, *, skip: bool = False) -> Path:
         """Decode and pack all images, unless that has been done, and return the folder of the packed store.
+
+        An interrupted packing is continued by the next.
+
+        Args:
+            skip: leave out images that cannot be read, and keep their names in the store; else they are an error.
 
         Raises:
             DataError: the data is not on this machine, a split has no classes, an image cannot be read, or the cache
                 cannot be written.
         """
-        folder = self._folder
+        folder = self.store
         if folder.exists():
             return folder
-        source = self._source()
-        files = self.files(source)
+        path, layout = self.source()
+        files = layout.files(path)
         for split in SPLITS:
             if not files[split]:
                 raise DataError(
-                    f"{split_title(self.name, split)}: there are none in {source}; expected {self.layout}. "
+                    f"{split_title(self.name, split)}: there are none in {path}; expected {layout.title}. "
                     "The copy is not complete: add what is missing"
                 )
-        classes = read_classes(
-            {f"{split}/{name}": files[split][name] for split in SPLITS for name in files[split]},
-            self.image_size,
-            self.resize,
-            f"packing {self.name} at {self.image_size}×{self.image_size}",
-        )
-        origin = {"dataset": self.name, "version": VERSION, "resize": self.resize, "source": str(source)}
-        return write_store(folder, classes, (3, self.image_size, self.image_size), origin)
+        classes = {f"{split}/{name}": files[split][name] for split in SPLITS for name in files[split]}
+        count = sum(map(len, classes.values()))
+        check_room(folder, 3 * self.image_size**2 * count, f"the {count:,} packed images of {self.name}")
+        listing = json.dumps([[name, [str(picture) for picture in pictures]] for name, pictures in classes.items()])
+        origin = {
+            "dataset": self.name,
+            "version": VERSION,
+            "resize": self.resize,
+            "source": str(path),
+            "layout": layout.title,
+            "unreadable": "left out" if skip else "refused",
+            "listing": hashlib.sha256(listing.encode()).hexdigest(),
+        }
+
+        def packed(done: int) -> Iterator[Packed]:
+            title = f"packing {self.name} at {self.image_size}×{self.image_size}"
+            left = dict(islice(classes.items(), done, None))
+            return read_classes(left, self.image_size, self.resize, title, skip, self.remedy)
+
+        return write_store(folder, packed, (3, self.image_size, self.image_size), origin)
 
     @classmethod
     def get(cls) -> None:
-        """Do nothing if the data is here; it cannot be downloaded.
+        """Download the data, unless it is here.
 
         Raises:
-            DataError: it is not; the message says what to fetch, and where to put it.
+            DataError: no mirror has it, or none may have it; the message says what to fetch, and where to put it.
         """
         dataset = cls()
-        if not dataset._folder.exists():
-            dataset._source()
+        if dataset.location() is None:
+            if not cls.remotes:
+                dataset.source()
+            for remote in cls.remotes:
+                fetch(remote, download_folder(cls._names()[-1]))
 
     @property
-    def _folder(self) -> Path:
+    def remedy(self) -> str:
+        """What the message on an image that cannot be read says besides."""
+        return f", or leave out what cannot be read: `quickstudy data prepare {self.name}`"
+
+    @property
+    def store(self) -> Path:
+        """The folder of the packed images, whether they are there or not."""
         return store_folder(f"{self.name}-{self.image_size}-{self.resize}-v{VERSION}", self.root)
 
-    def _source(self) -> Path:
-        """Return the folder of the data, from the first place that has it."""
-        places = source_folders(self.name, self.root)
+    def source(self) -> tuple[Path, Layout]:
+        """Return the folder or file of the data, from the first place that has it, and how it is laid out.
+
+        Raises:
+            DataError: no place has it; the message says what was looked for, where, and how to get it.
+        """
+        places = source_folders(self._names(), self.root)
         for place in places:
-            folder = self.find(place)
-            if folder is not None:
-                return folder
-        looked = "".join(f"\n  {place}" for place in places)
-        raise DataError(
-            f"{self.name}: {self.layout} is in none of these folders:{looked}\n{dataset_entry(self.name).how}"
+            for layout in self.layouts:
+                path = layout.find(place)
+                if path is not None:
+                    return path, layout
+        looked, wanted = (
+            "".join(f"\n  {one}" for one in many) for many in (places, (layout.title for layout in self.layouts))
         )
+        raise DataError(
+            f"{self.name}: in none of these places{looked}\nis any of these{wanted}\n{dataset_entry(self.name).how}"
+        )
+
+    @classmethod
+    def _names(cls) -> tuple[str, ...]:
+        return cls.folders or (cls.name,)
 
 
 def classes_of_split(everything: ImageClasses, split: Split, title: str) -> ImageClasses:
@@ -177,95 +199,40 @@ def classes_of_split(everything: ImageClasses, split: Split, title: str) -> Imag
     return ImageClasses(everything.images[first:last], starts - first, counts, names, title)
 
 
-@cache
-def published_split(title: str) -> dict[str, Split]:
-    """Return the split of each class of a dataset, from the list of that title that comes with the library."""
-    text = (resources.files("quickstudy.data") / "splits" / f"{title}.json").read_text(encoding="utf-8")
-    names = json.loads(text)
-    return {name: split for split in SPLITS for name in names[split]}
-
-
-def check_split(files: Files, known: Mapping[str, Split], title: str, whose: str) -> None:
-    """Raise unless every class is in one split only, and a known one in its own.
-
-    Args:
-        files: of every class of every split.
-        known: the published split of each class; others may be in any.
-        title: what messages call the data, such as ``"miniimagenet: /data/miniImagenet"``.
-        whose: split it is, such as ``"Ravi and Larochelle's"``.
-
-    Raises:
-        DataError: the message names the classes.
-    """
-    placed: list[tuple[Split, str]] = [(split, name) for split in SPLITS for name in files[split]]
-    wrong = [f"{split}/{name} belongs in {known[name]}/" for split, name in placed if known.get(name, split) != split]
-    if wrong:
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise DataError(
-            f"{title} has {len(wrong)} classes in another split than {whose}: {'; '.join(wrong[:5])}{more}; "
-            "move their folders"
-        )
-    seen: dict[str, Split] = {}
-    for split, name in placed:
-        if name in seen:
-            raise DataError(
-                f"{title} has the class {name} in both {seen[name]}/ and {split}/, and no class may be in two splits: "
-                "remove one of its folders"
-            )
-        seen[name] = split
-
-
-def class_files(folder: Path) -> dict[str, list[Path]]:
-    """Return the image files of each folder in ``folder``; classes and files in order of name, hidden ones ignored.
-
-    Raises:
-        DataError: a folder cannot be read, or has no image.
-    """
-    try:
-        found = {
-            entry.name: sorted(
-                file for file in entry.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
-            )
-            for entry in sorted(folder.iterdir())
-            if entry.is_dir() and not entry.name.startswith(".")
-        }
-    except OSError as error:
-        raise DataError(f"cannot read {error.filename or folder}: {error.strerror}; make it readable") from error
-    for name, files in found.items():
-        if not files:
-            raise DataError(f"{folder / name} has no image ({', '.join(SUFFIXES)}): fill it or remove it")
-    return found
-
-
 def read_classes(
-    classes: Mapping[str, Sequence[Path | Member]], side: int, resize: Resize, title: str
-) -> Iterator[tuple[str, np.ndarray]]:
+    classes: Mapping[str, Sequence[Picture]],
+    side: int,
+    resize: Resize,
+    title: str,
+    skip: bool = False,
+    remedy: str = "",
+) -> Iterator[Packed]:
     """Yield name and images, uint8 ``[count, 3, side, side]``, of one class after the other.
 
     Args:
-        classes: the image files of each class.
+        classes: the pictures of each class.
         side: height and width of the images, in pixels.
         resize: how they become square.
         title: a few words in front of the progress bar.
+        skip: leave out what cannot be read.
+        remedy: what else can be done, for the message.
 
     Raises:
-        DataError: an image cannot be read; the message names its file.
+        DataError: an image cannot be read, or with ``skip`` none of a class; the message names it.
     """
+
+    def read(picture: Picture) -> np.ndarray | DataError:
+        try:
+            return read_image(picture, side, resize)
+        except DataError as error:
+            return error
+
     with ThreadPoolExecutor() as pool:  # Pillow lets go of the interpreter while it decodes and resizes
         for name in track(classes, title):
-            images = pool.map(lambda file: read_image(file, side, resize), classes[name])
-            yield name, np.stack(list(images))
-
-
-def read_image(file: Path | Member, side: int, resize: Resize) -> np.ndarray:
-    """Return an image file in RGB, uint8 ``[3, side, side]``.
-
-    Raises:
-        DataError: it cannot be read, or is damaged.
-    """
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror}") from error
-    picture = square(decode_image(content, str(file), mode="RGB"), side, resize)
-    return np.asarray(picture).transpose(2, 0, 1)
+            found = list(pool.map(read, classes[name]))
+            images = [image for image in found if isinstance(image, np.ndarray)]
+            errors = [error for error in found if isinstance(error, DataError)]
+            if errors and not (skip and images):
+                raise DataError(f"{errors[0]}{remedy}") from errors[0]
+            unreadable = [str(one) for one, image in zip(classes[name], found) if isinstance(image, DataError)]
+            yield Packed(name, np.stack(images), unreadable)

@@ -65,19 +65,23 @@ class Glyphs(Dataset):
 
     def location(self) -> str:
         """Return in words where the pictures are."""
-        return f"packed in {self._folder}" if self._folder.exists() else "not drawn yet: drawn at first use"
+        return f"packed in {self.store}" if self.store.exists() else "not drawn yet: drawn at first use"
 
     @property
-    def _folder(self) -> Path:
+    def store(self) -> Path:
+        """The folder of the packed images, whether they are there or not."""
         return store_folder(f"glyphs-v{VERSION}")
 
-    def prepare(self) -> Path:
+    def prepare(self, *, skip: bool = False) -> Path:
         """Draw all pictures, unless that has been done, and return the folder of the packed store.
+
+        Args:
+            skip: has no effect, for nothing is read.
 
         Raises:
             DataError: the fonts are missing, or the cache cannot be written.
         """
-        folder = self._folder
+        folder = self.store
         if not folder.exists():
             font = version_of(font_folder() / FAMILIES[0][0])
             origin = {"dataset": self.name, "version": VERSION, "font": font, "families": FAMILIES}

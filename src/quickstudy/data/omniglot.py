@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from quickstudy.data.archive import GIB, Archive, Folder, open_files
+from quickstudy.data.archive import GIB, Member, Source, open_files
 from quickstudy.data.base import Dataset, Split, split_title
 from quickstudy.data.decode import decode_image, shrink
 from quickstudy.data.download import Remote, fetch
@@ -107,21 +107,24 @@ class Omniglot(Dataset):
 
     def location(self) -> str | None:
         """Return in words where the packed images or the archives are, or ``None`` if nowhere."""
-        if self._folder.exists():
-            return f"packed in {self._folder}"
+        if self.store.exists():
+            return f"packed in {self.store}"
         try:
             archives = [str(find_half(half, source_folders(self.name, self.root))) for half in HALVES]
         except DataError:
             return None
         return f"{' and '.join(archives)}; packed at first use"
 
-    def prepare(self) -> Path:
+    def prepare(self, *, skip: bool = False) -> Path:
         """Decode and pack all images, unless that has been done, and return the folder of the packed store.
+
+        Args:
+            skip: has no effect, for no character can do without an image.
 
         Raises:
             DataError: the data is not on this machine, incomplete or damaged, or the cache cannot be written.
         """
-        folder = self._folder
+        folder = self.store
         if folder.exists():
             return folder
         places = source_folders(self.name, self.root)
@@ -130,7 +133,8 @@ class Omniglot(Dataset):
         return write_store(folder, read_all(sources, self.image_size), (1, self.image_size, self.image_size), origin)
 
     @property
-    def _folder(self) -> Path:
+    def store(self) -> Path:
+        """The folder of the packed images, whether they are there or not."""
         return store_folder(f"omniglot-{self.image_size}-v{VERSION}", self.root)
 
     @classmethod
@@ -205,9 +209,9 @@ def read_all(sources: Sequence[Path], image_size: int) -> Iterator[tuple[str, np
             for name, images in characters_of(half, files).items()
         ]
 
-        def read(item: tuple[Archive | Folder, str, list[str]]) -> np.ndarray:
+        def read(item: tuple[Source, str, list[str]]) -> np.ndarray:
             files, _, images = item
-            return np.stack([_ink(files, image, image_size) for image in images])
+            return np.stack([read_ink(Member(files, image), image_size) for image in images])
 
         step = 64  # bounds what is decoded ahead of the disk, and what is in vain after an error
         for start in track(range(0, len(todo), step), f"packing omniglot at {image_size}×{image_size}"):
@@ -215,7 +219,7 @@ def read_all(sources: Sequence[Path], image_size: int) -> Iterator[tuple[str, np
             yield from zip((name for _, name, _ in batch), pool.map(read, batch))
 
 
-def characters_of(half: Half, files: Archive | Folder) -> dict[str, list[str]]:
+def characters_of(half: Half, files: Source) -> dict[str, list[str]]:
     """Return the 20 image files of each character (``alphabet/character``) of one half, in order of name.
 
     Raises:
@@ -235,9 +239,13 @@ def characters_of(half: Half, files: Archive | Folder) -> dict[str, list[str]]:
     return found
 
 
-def _ink(files: Archive | Folder, name: str, image_size: int) -> np.ndarray:
-    """Return one image, uint8 ``[1, image_size, image_size]``, ink 255."""
-    picture = decode_image(files.read(name), f"{name} in {files.path}", mode="L")
+def read_ink(member: Member, image_size: int) -> np.ndarray:
+    """Return one image, uint8 ``[1, image_size, image_size]``, ink 255.
+
+    Raises:
+        DataError: it cannot be read, or has not the size of the published ones.
+    """
+    picture = decode_image(member.read_bytes(), str(member), mode="L")
     if picture.size != (SIDE, SIDE):
-        raise DataError(f"{name} in {files.path} is {picture.width}×{picture.height} pixels, not {SIDE}×{SIDE}")
+        raise DataError(f"{member} is {picture.width}×{picture.height} pixels, not {SIDE}×{SIDE}")
     return 255 - np.asarray(shrink(picture, image_size))[None]

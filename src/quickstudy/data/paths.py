@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
-from quickstudy.files import cache_folder
+from quickstudy.errors import DataError
+from quickstudy.files import cache_folder, write_text
+
+PLACE = "place.txt"
+"""Holds the path of the user's copy of a dataset, in the folder of its downloads."""
 
 
 def user_folder() -> Path | None:
@@ -29,14 +35,54 @@ def store_folder(name: str, root: str | None = None) -> Path:
     return cache_folder() / "stores" / f"{name}{mark}"
 
 
-def source_folders(dataset: str, root: str | os.PathLike[str] | None = None) -> list[Path]:
-    """Return the folders in which raw files of a dataset are looked for, best first.
+def source_folders(datasets: str | Sequence[str], root: str | os.PathLike[str] | None = None) -> list[Path]:
+    """Return the places in which raw files of a dataset are looked for, best first.
 
     Args:
-        dataset: name of the dataset.
-        root: the one folder to look in, if the user has named it.
+        datasets: name of the dataset; more names if copies may lie under those.
+        root: the one place to look in, if the user has named it.
     """
     if root is not None:
         return [Path(root).expanduser()]
+    names = [datasets] if isinstance(datasets, str) else datasets
     own = user_folder()
-    return [*([own / dataset, own] if own else []), download_folder(dataset)]
+    places = [place for name in names if (place := remembered_place(name)) is not None]
+    places += [*(own / name for name in names), own] if own else []
+    return places + [download_folder(name) for name in names]
+
+
+def remembered_place(dataset: str) -> Path | None:
+    """Return the user's copy of a dataset that ``quickstudy data prepare`` was told of."""
+    try:
+        return Path((download_folder(dataset) / PLACE).read_text(encoding="utf-8"))
+    except OSError:
+        return None
+
+
+def remember_place(dataset: str, place: Path) -> None:
+    """Look for a dataset in this place first from now on.
+
+    Raises:
+        FileError: that cannot be kept.
+    """
+    write_text(download_folder(dataset) / PLACE, str(Path(place).expanduser().resolve()))
+
+
+def check_room(path: Path, size: int, title: str) -> None:
+    """Raise unless there is room on the disk.
+
+    Args:
+        path: of a file or folder to be written, which need not exist yet.
+        size: in bytes.
+        title: of what is to be written.
+
+    Raises:
+        DataError: there is less.
+    """
+    folder = next(one for one in path.absolute().parents if one.exists())
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise DataError(
+            f"{title} take {size / 1e9:,.2f} GB, and {free / 1e9:,.2f} GB are free at {folder}; free some space, or "
+            "set QUICKSTUDY_CACHE to a folder elsewhere"
+        )

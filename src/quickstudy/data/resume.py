@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,6 +68,10 @@ class ResumingDownloader:
             response.raise_for_status()
             self.resumed = start > 0
             total = start + int(response.headers.get("Content-Length", -start))
+            free = shutil.disk_usage(self.part.parent).free
+            if total - start > free:
+                room = f"{(total - start) / 1e6:,.1f} MB are to come, and {free / 1e6:,.1f} MB are free"
+                raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({room})")
             with open(output_file, "ab" if start else "wb") as file:
                 for chunk in response.iter_content(CHUNK):
                     file.write(chunk)

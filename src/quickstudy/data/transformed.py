@@ -54,6 +54,7 @@ class TransformedTasks(TaskSource):
             )
         support, query = task.support_x.shape[1], task.query_x.shape[1]
         unit = self._unit(start, stop, seed, support + query).to(task.support_x.device, non_blocking=True)
+        unit = self._shared_by_class(unit, task)
         return replace(
             task,
             support_x=self._apply(task.support_x, unit[:, :support]),
@@ -69,6 +70,16 @@ class TransformedTasks(TaskSource):
             for block in blocks
         ]
         return torch.from_numpy(np.concatenate(parts))
+
+    def _shared_by_class(self, unit: Tensor, task: Task) -> Tensor:
+        """Give all images of a class the numbers of its first, for transforms by class; ``[B, images, numbers]``."""
+        if not any(transform.by_class for transform in self.transforms):
+            return unit
+        labels = torch.cat([task.support_y, task.query_y], 1)
+        first = (labels[:, :, None] == labels[:, None]).int().argmax(2)  # image of the same class, [B, images]
+        shared = unit.gather(1, first[:, :, None].expand_as(unit))
+        by_class = [transform.by_class for transform in self.transforms for _ in range(transform.numbers)]
+        return torch.where(torch.tensor(by_class, device=unit.device), shared, unit)
 
     def _apply(self, images: Tensor, unit: Tensor) -> Tensor:
         """Transform images ``[B, M, C, H, W]`` by their numbers ``[B, M, numbers]``."""

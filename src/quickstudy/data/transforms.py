@@ -30,6 +30,9 @@ class Transform(ABC):
     numbers: int = 0
     """Uniform random numbers needed for each image."""
 
+    by_class: bool = False
+    """Whether all images of a class in a task are to be given the same numbers."""
+
     @abstractmethod
     def __call__(self, images: Tensor, unit: Tensor) -> Tensor:
         """Transform a batch; the given images stay as they are.
@@ -164,6 +167,29 @@ class RandomFlip(Transform):
         """Return images of the same shape."""
         mirrored = unit[:, 0] < self.probability
         return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
+
+
+class RandomTurn(Transform):
+    """Turn all images of a class in a task by 0, 90, 180 or 270 degrees, which makes a class of its own of each.
+
+    Where images are not of tasks, each is turned by itself.
+    """
+
+    numbers = 1
+    by_class = True
+
+    def __call__(self, images: Tensor, unit: Tensor) -> Tensor:
+        """Return images of the same shape.
+
+        Raises:
+            DataError: they are not square.
+        """
+        height, width = images.shape[-2:]
+        if height != width:
+            raise DataError(f"RandomTurn: it is for square images, and these are of {width}×{height}; crop them before")
+        turns = (4 * unit[:, 0] + 2).long() % 4  # what is drawn in the middle leaves an image as it is
+        turned = torch.stack([torch.rot90(images, number, (2, 3)) for number in range(4)])
+        return turned[turns, torch.arange(len(images), device=images.device)]
 
 
 class RandomResizedCrop(Transform):

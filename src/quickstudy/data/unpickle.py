@@ -7,6 +7,7 @@ pointers.
 
 from __future__ import annotations
 
+import io
 import pickle
 import re
 from collections.abc import Sequence
@@ -15,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from quickstudy.data.archive import Member
 from quickstudy.errors import DataError
 
 
-def load_pickle(path: Path) -> Any:
+def load_pickle(path: Path | Member) -> Any:
     """Return what a pickle holds: dicts, lists, tuples, text, numbers and NumPy arrays (which are read-only).
 
     The strings of Python 2 are read as latin-1.
@@ -27,8 +29,10 @@ def load_pickle(path: Path) -> Any:
         DataError: the file cannot be read, is damaged, or holds anything else; nothing of it was run.
     """
     try:
-        with path.open("rb") as file:
+        with path.open("rb") if isinstance(path, Path) else io.BytesIO(path.read_bytes()) as file:
             return _plain(_Unpickler(file, encoding="latin-1").load())
+    except DataError:
+        raise
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     except Exception as error:  # a damaged pickle may fail in any way
