@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from quickstudy import engine
 from quickstudy.engine.models import Models, meta_loss, scores
 from quickstudy.methods import Method
 from quickstudy.nn import MLP
@@ -104,6 +106,21 @@ def write_class_folders(
             pixels[..., 0], pixels[..., 1] = 255 * (c + 1) // total, 255 * i // images
             Image.fromarray(pixels).save(root / folder / name / f"{i:04d}.jpg", quality=95)
     return root
+
+
+def write_demo_and_photos(home: Path) -> None:
+    """Write what a user has who has tried the library: ``runs/demo``, and ``photos/`` with two classes of five files.
+
+    The photographs are of CIFAR-FS, where ``QUICKSTUDY_DATA`` has it.
+    """
+    engine.train(engine.parse_recipe(GLYPHS), home / "runs" / "demo", name="glyphs/x")
+    write_class_folders(home, {"photos": ["rocket", "whale"]}, images=5)
+    archive = Path(os.environ.get("QUICKSTUDY_DATA", "")) / "cifar-fs.zip"
+    if archive.is_file():
+        with ZipFile(archive) as files:
+            for path in (home / "photos").glob("*/*.jpg"):
+                with files.open(f"test/{path.parent.name}/{int(path.stem):03d}.webp") as file:
+                    Image.open(file).save(path)
 
 
 def single(task: Task) -> Task:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from helpers import write_demo_and_photos
 
 from quickstudy.__main__ import COMMANDS
 from quickstudy.engine import recipe_names
@@ -14,7 +15,10 @@ README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
-def test_its_python(code: str) -> None:
+def test_its_python(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "runs/demo" in code:
+        write_demo_and_photos(tmp_path)
+        monkeypatch.chdir(tmp_path)
     exec(code, {})
 
 

@@ -72,4 +72,4 @@ def demo(out: Path = Path("runs/demo"), device: str = "auto", *, settings: list[
     levels = {"chance (unseen scripts)": 100 / shape.way, "nearest pixels (unseen scripts)": 100 * floor.mean}
     curves = draw_curves([run], run.folder / "curves.png", levels)
     say("pictures", f"{picture}  {curves}")
-    say("next", f"quickstudy test {run.folder} --way 20      quickstudy recipes      quickstudy data list")
+    say("next", f"quickstudy fit {run.folder} --images YOUR_FOLDER      quickstudy recipes      quickstudy data list")

@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,16 +96,19 @@ class Result:
         }
 
 
-def trained_methods(run: Run, weights: str, device: str = "cpu") -> list[Method]:
-    """Return the methods that a run has trained, one for each of its seeds, on a device and in the run's type.
+def trained_methods(run: Run, weights: str, device: str = "cpu", seeds: Sequence[int] | None = None) -> list[Method]:
+    """Return the methods that a run has trained, one for each seed, on a device and in the run's type.
 
     Args:
         run: the run.
         weights: ``best``, ``last``, or those of a validation (:meth:`~quickstudy.engine.run.Run.validation`).
         device: where to put them.
+        seeds: of the run; all of them if ``None``.
     """
     settings = parse_recipe(run.recipe_text)
-    seeds, dtype = run.info["seeds"], instantiate(settings).train.dtype
+    dtype = instantiate(settings).train.dtype
+    seeds = run.info["seeds"] if seeds is None else seeds
+    assert seeds is not None
     methods = build_methods(lambda: instantiate(settings), seeds)
     for seed, method in zip(seeds, methods):
         method.load_state_dict(run.load_weights(weights, seed))
@@ -199,7 +202,7 @@ def _tested(
             method.set_norm(wish.norm)
         if wish.steps is not None:
             method.set_test_steps(wish.steps)
-        _calibrate(method, recipe, seed, device)
+        calibrate(method, recipe, seed, device)
     source = dataset.split("test").to(device)
     first.check(source.tasks(shape, 0, 1, seed=seeds[0])[0])
     per_seed, chunk = {}, None
@@ -249,8 +252,8 @@ def _tested(
     )
 
 
-def _calibrate(method: Method, recipe: Recipe, seed: int, device: str) -> None:
-    """Show a method the meta-training tasks that it asks for before a test."""
+def calibrate(method: Method, recipe: Recipe, seed: int, device: str) -> None:
+    """Show a method on a device the meta-training tasks that it asks for before a test, of the stream of a seed."""
     if method.calibration_tasks:
         source, count = recipe.dataset.split("train").to(device), method.calibration_tasks
         tasks = (source.tasks(recipe.train.task, number, number + 1, seed=seed)[0] for number in range(count))

@@ -106,7 +106,8 @@ class Method(nn.Module, ABC):
         if example.way != self.way and not self.any_way:
             raise RecipeError(
                 f"{name} was built for {self.way}-way tasks and cannot take {example.way}-way ones: its parameters "
-                "depend on the number of classes (a method that takes any number says any_way = True)"
+                f"depend on the number of classes. Give it {self.way} classes, or train a method that takes any number "
+                "(any_way), such as ProtoNet, MatchingNet, LEO, or MAML with head_start: prototypes (ProtoMAML)"
             )
         if example.support_x.shape[1:] != self.input_shape:
             was, now = ("×".join(map(str, shape)) for shape in (self.input_shape, example.support_x.shape[1:]))

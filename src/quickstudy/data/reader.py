@@ -1,0 +1,155 @@
+"""A user's own pictures, brought to what a network was trained on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from quickstudy.data.base import Dataset
+from quickstudy.data.decode import Resize, decode_image, square
+from quickstudy.data.glyphs import Glyphs
+from quickstudy.data.omniglot import Omniglot
+from quickstudy.data.transforms import Transform, transform_images
+from quickstudy.errors import DataError, InputError
+
+AnyPicture = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
+"""A path, an image of Pillow, or pixels ``[H, W]``, ``[H, W, C]`` or ``[C, H, W]``: integers 0 to 255 or floats 0 to 1.
+
+Of four channels the last is transparency, and ignored.
+"""
+
+File = TypeVar("File", str, Path)
+
+MODES = {1: "L", 3: "RGB"}
+"""Pillow's names of the colours of so many channels."""
+
+
+@dataclass(frozen=True)
+class PictureReader:
+    """Makes of any picture what a dataset would have made of it: colours, size, range of values, test-time transforms.
+
+    What becomes of a picture depends on it alone: a transform that is random gets the middle of what it may draw.
+
+    Args:
+        channels: 1 (grey) or 3 (red, green, blue).
+        side: height and width, in pixels, before the transforms.
+        resize: how a picture becomes a square.
+        ink: these are characters, bright on dark: a picture whose border is bright is inverted.
+        transforms: applied in turn.
+    """
+
+    channels: int
+    side: int
+    resize: Resize = "squash"
+    ink: bool = False
+    transforms: Sequence[Transform] = ()
+
+    @classmethod
+    def of(cls, shape: Sequence[int], dataset: Dataset | None = None) -> Self | None:
+        """Return the reader for a network that was trained on a dataset, or ``None`` if pictures are not what it reads.
+
+        Args:
+            shape: of an input of the network; of square images ``(channels, side, side)``.
+            dataset: what it was trained on, if that is known.
+        """
+        if len(shape) != 3 or shape[0] not in MODES or shape[1] != shape[2]:
+            return None
+        return cls(
+            shape[0],
+            getattr(dataset, "image_size", shape[1]),
+            getattr(dataset, "resize", "squash"),
+            isinstance(dataset, Glyphs | Omniglot),
+            getattr(dataset, "test_transforms", ()),
+        )
+
+    def __call__(self, pictures: Iterable[AnyPicture]) -> Tensor:
+        """Return pictures as a network sees them, float32 ``[n, channels, height, width]``.
+
+        Raises:
+            DataError: a file cannot be read or is damaged, or the pictures do not suit a transform.
+            InputError: one is no picture; the message says what it is.
+        """
+        pixels = torch.from_numpy(np.stack([self.pixels(picture) for picture in pictures]))
+        images = pixels.to(torch.float32).mul_(1 / 255)
+        numbers = sum(transform.numbers for transform in self.transforms)
+        return transform_images(self.transforms, images, images.new_full((len(images), numbers), 0.5))
+
+    def pixels(self, picture: AnyPicture) -> np.ndarray:
+        """Return a picture before the transforms, uint8 ``[channels, side, side]``.
+
+        Raises:
+            DataError, InputError: as of a call.
+        """
+        upright = ImageOps.exif_transpose(opened(picture, MODES[self.channels]))  # photographs may lie on their side
+        pixels = np.atleast_3d(np.asarray(square(upright, self.side, self.resize))).transpose(2, 0, 1)
+        if self.ink:
+            border = np.concatenate([pixels[:, [0, -1]].ravel(), pixels[:, :, [0, -1]].ravel()])
+            if border.mean() > 127.5:
+                return 255 - pixels
+        return pixels
+
+
+def readable(paths: Iterable[File]) -> tuple[list[File], list[str]]:
+    """Return the image files that can be decoded, and of each of the others what is wrong with it."""
+    good, wrong = [], []
+    for path in paths:
+        try:
+            opened(path, "RGB")
+        except DataError as error:
+            wrong.append(str(error))
+        else:
+            good.append(path)
+    return good, wrong
+
+
+def opened(picture: AnyPicture, mode: str) -> Image.Image:
+    """Return a picture as an image of Pillow, with the colours of one of its modes.
+
+    Raises:
+        DataError: a file cannot be read or is damaged.
+        InputError: it is no picture.
+    """
+    if isinstance(picture, str | os.PathLike):
+        path = Path(picture)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"cannot read the image {path}: {error.strerror}") from error
+        return decode_image(content, str(path), mode=mode)
+    if isinstance(picture, Image.Image):
+        return picture.convert(mode)
+    return Image.fromarray(_bytes(picture)).convert(mode)
+
+
+def _bytes(picture: np.ndarray | Tensor) -> np.ndarray:
+    """Return the pixels of an array, uint8 ``[H, W]`` or ``[H, W, 3 or 4]``."""
+    given = pixels = picture.numpy(force=True) if isinstance(picture, Tensor) else np.asarray(picture)
+    if pixels.dtype.kind not in "buif" or not pixels.size:
+        raise InputError(
+            f"a picture is a path, an image of Pillow, or an array of pixels; got {type(picture).__name__}"
+        )
+    if pixels.ndim == 3 and pixels.shape[2] not in {1, 3, 4} and pixels.shape[0] in {1, 3, 4}:
+        pixels = pixels.transpose(1, 2, 0)
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[..., 0]
+    if pixels.ndim != 2 and (pixels.ndim != 3 or pixels.shape[2] not in {3, 4}):
+        raise InputError(
+            f"an array of pixels is [H, W], [H, W, C] or [C, H, W] with 1, 3 or 4 channels; got {[*given.shape]}. "
+            "Several have one more axis in front, a single one goes into a list, and flat rows want reshaping"
+        )
+    if pixels.dtype.kind in "bf":
+        pixels = np.rint(pixels * 255.0)  # datasets hold bytes too
+    if not (pixels.min() >= 0 and pixels.max() <= 255):
+        raise InputError(
+            "pixels are integers from 0 to 255 or floats from 0 to 1; "
+            f"got {given.dtype} from {given.min():.4g} to {given.max():.4g}: scale them, or give uint8"
+        )
+    return np.ascontiguousarray(pixels, dtype=np.uint8)

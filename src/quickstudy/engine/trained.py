@@ -1,0 +1,187 @@
+"""A trained method apart from the run that made it, and from its data: what prediction needs, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from jsonargparse import Namespace
+from torch import nn
+
+from quickstudy.data.base import Dataset
+from quickstudy.data.reader import PictureReader
+from quickstudy.engine.checkpoint import load_weights, save_weights
+from quickstudy.engine.pretrain import EmbedRecipe, Pretrained
+from quickstudy.engine.recipe import dump_recipe, instantiate, parse_recipe, recipe_text
+from quickstudy.engine.run import Run
+from quickstudy.engine.testing import calibrate, trained_methods
+from quickstudy.errors import RecipeError, TrainingError
+from quickstudy.files import write_text
+from quickstudy.methods import Method, ProtoNet
+from quickstudy.nn import FixedStatistics, adopt
+from quickstudy.task import Task, TaskShape
+
+FORMAT = 1
+FILES = INFO, PARTS, WEIGHTS = "model.json", "model.yaml", "model.safetensors"
+
+
+@dataclass
+class Parts:
+    """What prediction needs of a recipe.
+
+    Args:
+        method: the meta-learner, if there is one.
+        backbone: if not, a network that was pre-trained as a classifier, to be used as :func:`nearest_centroid`.
+        reader: what makes pictures its inputs; if not given, these are arrays, taken as they are.
+    """
+
+    method: Method | None = None
+    backbone: nn.Module | None = None
+    reader: PictureReader | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A method that has learned to learn.
+
+    In a folder it is
+
+    ===================== ===================================================
+    ``model.json``        the shape of its inputs, and the way it was made for
+    ``model.yaml``        its parts, by class and arguments (:class:`Parts`)
+    ``model.safetensors`` its weights and buffers
+    ===================== ===================================================
+
+    Attributes:
+        method: in evaluation mode, if it is built.
+        reader: what makes pictures its inputs, or ``None`` if these are arrays, taken as they are.
+        parts: YAML of :class:`Parts`, or ``None`` if it was made in Python.
+    """
+
+    method: Method
+    reader: PictureReader | None = None
+    parts: str | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Shape of one input, or ``None`` if the method is not built."""
+        return getattr(self.method, "input_shape", None)
+
+    @classmethod
+    def of(cls, method: Method) -> Self:
+        """Return a method that was made in Python; pictures are brought to the size of its inputs, if it is built."""
+        shape = getattr(method, "input_shape", None)
+        return cls(method, None if shape is None else PictureReader.of(shape))
+
+    @classmethod
+    def open(cls, folder: str | Path, seed: int | None = None) -> Self:
+        """Open what was trained: the folder of a run, of ``quickstudy embed``, or of :meth:`save`.
+
+        Args:
+            folder: where it is.
+            seed: of a run with several: whose weights; its first if ``None``.
+
+        Raises:
+            RecipeError: there is nothing of the kind, or it has no such seed.
+            TrainingError: it has no weights yet, or they are damaged.
+            DataError: the dataset of the run is not on this machine.
+        """
+        folder = Path(folder)
+        if (folder / INFO).is_file():
+            return cls._load(folder)
+        pretrained = Pretrained(folder)
+        if pretrained.exists():
+            settings = parse_recipe(pretrained.recipe_text, kind=EmbedRecipe)
+            dataset = instantiate(settings, EmbedRecipe).dataset
+            example = dataset.split("val").tasks(TaskShape(2, 1, 1), 0, 1, seed=0)[0]
+            method = nearest_centroid(pretrained.backbone()).build(example)
+            return cls._from(method, dataset, settings, backbone=settings.backbone)
+        run = Run.open(folder)
+        seeds: list[int] = run.info["seeds"]
+        if seed is not None and seed not in seeds:
+            raise RecipeError(f"{folder} was trained with seeds {', '.join(map(str, seeds))}, not {seed}")
+        chosen = seeds[0] if seed is None else seed
+        (method,) = trained_methods(run, "best", seeds=[chosen])
+        settings = parse_recipe(run.recipe_text)
+        recipe = instantiate(settings)
+        calibrate(method, recipe, chosen, "cpu")
+        return cls._from(method, recipe.dataset, settings, method=settings.method)
+
+    @classmethod
+    def _from(cls, built: Method, dataset: Dataset, settings: Namespace, **part: Namespace) -> Self:
+        """Return a built method, given the settings of its recipe, and among them those of the method or backbone."""
+        reader = PictureReader.of(built.input_shape, dataset)
+        parts = Namespace(**part)
+        if reader is not None:
+            transforms = settings.get("dataset.init_args.test_transforms") or []
+            parts.reader = Namespace(vars(reader) | {"transforms": transforms})
+        return cls(built.eval(), reader, dump_recipe(parts, Parts))
+
+    @classmethod
+    def _load(cls, folder: Path) -> Self:
+        shape, way = read_info(folder / INFO, "input_shape", "way")
+        text, weights = recipe_text(str(folder / PARTS)), load_weights(folder / WEIGHTS)
+        parts = instantiate(parse_recipe(text, kind=Parts), Parts)
+        method = parts.method
+        with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten
+            x, y = torch.rand(2 * way, *shape), torch.arange(way).repeat_interleave(2)
+            if parts.backbone is not None:
+                adopt(parts.backbone, x)
+                fixed = {name.removeprefix("backbone."): tensor for name, tensor in weights.items()}
+                method = nearest_centroid(FixedStatistics.restore(parts.backbone, fixed))
+            if method is None:
+                raise TrainingError(f"{folder / PARTS} is damaged: it has neither a method nor a backbone")
+            method.build(Task(x, y, x, y, way))
+        if weights:
+            method.to(next(iter(weights.values())).dtype)  # all are of one type
+        method.load_state_dict(weights)
+        return cls(method.eval(), parts.reader, text)
+
+    def save(self, folder: Path) -> None:
+        """Write it into a folder, to be opened where its data is not.
+
+        Raises:
+            RecipeError: it was made in Python.
+            FileError: a file cannot be written.
+        """
+        if self.parts is None:
+            raise RecipeError(
+                "a method that was made in Python has no recipe to save: train it by one (`quickstudy train`) and give "
+                "the folder of the run"
+            )
+        save_weights(folder / WEIGHTS, self.method.state_dict())
+        write_text(folder / PARTS, self.parts)
+        write_info(folder / INFO, input_shape=[*self.method.input_shape], way=self.method.way)
+
+
+def nearest_centroid(backbone: nn.Module) -> ProtoNet:
+    """Return what a backbone that tells many classes apart is to be used as: SimpleShot with L2N."""
+    return ProtoNet(backbone, normalise="l2")
+
+
+def write_info(path: Path, **values: Any) -> None:
+    """Write values as JSON, to be read by :func:`read_info`.
+
+    Raises:
+        TypeError: JSON has no such values.
+        FileError: the file cannot be written.
+    """
+    write_text(path, json.dumps({"format": FORMAT, **values}, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_info(path: Path, *names: str) -> list[Any]:
+    """Return the values of these names that :func:`write_info` has written.
+
+    Raises:
+        TrainingError: the file is damaged, or of another version.
+    """
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+        if info["format"] != FORMAT:
+            raise ValueError(f"it has format {info['format']}, and this version of quickstudy reads {FORMAT}")
+        return [info[name] for name in names]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TrainingError(f"{path} is damaged, or of another version: {error}") from error
