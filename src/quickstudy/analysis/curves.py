@@ -13,6 +13,7 @@ from matplotlib.ticker import EngFormatter
 from quickstudy.analysis.figures import PALETTE, QUIET, save
 from quickstudy.engine.recipe import instantiate, parse_recipe
 from quickstudy.engine.run import Run
+from quickstudy.engine.testing import differs
 from quickstudy.errors import RecipeError
 from quickstudy.files import csv_text, write_text
 
@@ -90,7 +91,9 @@ def _means(run: Run) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 def _label(run: Run) -> str:
     done, planned = max(row["update"] for row in _rows(run)), _planned(run)
-    return run.name if done == planned else f"{run.name} ({done:,} of {planned:,} updates)"
+    notes = [differs(run.name, parse_recipe(run.recipe_text))]
+    notes += [f"{done:,} of {planned:,} updates"] if done < planned else []
+    return ", ".join([run.name, *filter(None, notes)])
 
 
 def _planned(run: Run) -> int:

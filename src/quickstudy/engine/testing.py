@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -241,7 +242,7 @@ def _tested(
             "seeds": len(seeds),
             "updates": updates,
             "planned_updates": recipe.train.updates,
-            "differs": _differs(name, settings, {key: new for key, new in setting.items() if new != planned[key]}),
+            "differs": differs(name, settings, {key: new for key, new in setting.items() if new != planned[key]}),
             "train_seconds": round(seconds),
             "train_tasks_per_second": f"{updates * recipe.train.meta_batch * len(seeds) / seconds:.3g}"
             if seconds
@@ -287,8 +288,8 @@ _OF_NO_INFLUENCE = (
 """Settings that change how something is computed, and not what."""
 
 
-def _differs(name: str, settings: Namespace, tested: dict[str, Any]) -> str:
-    """Say in which settings a test and its training are not those of the recipe they are named after."""
+def differs(name: str, settings: Namespace, tested: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """Say in which settings a training, and a test, are not those of the recipe they are named after."""
     changed = {}
     if name in recipe_names():
         recipe = parse_recipe(recipe_text(name))
