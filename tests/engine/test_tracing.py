@@ -121,3 +121,8 @@ def test_autocast_around_a_call_changes_nothing(name: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(half, inside(inputs)))
     assert not torch.equal(half[0], expected[0])
+
+
+def test_what_moves_to_another_device_is_moved() -> None:
+    program = trace(lambda inputs: [inputs[0].to("meta")], [torch.ones(3)])
+    assert program([torch.ones(3)])[0].device.type == "meta"

@@ -115,7 +115,10 @@ def _simplify(node: fx.Node) -> None:
     source = node.args[0] if node.args else None
     if not isinstance(source, fx.Node):
         return
-    same = node.target in _OFTEN_NOTHING and _layout(node) is not None and _layout(node) == _layout(source)
+    moved = node.kwargs.get("device") is not None
+    same = (
+        node.target in _OFTEN_NOTHING and not moved and _layout(node) is not None and _layout(node) == _layout(source)
+    )
     once = node.target is aten.mul.Scalar and node.args[1] == 1 and _layout(node) == _layout(source)
     if node.target in _NOTHING or same or once:
         node.replace_all_uses_with(source)
