@@ -22,6 +22,7 @@ COMMANDS = {
     "data show": ("quickstudy.commands.data:show", "draw a contact sheet of a dataset as PNG"),
     "study permutation": ("quickstudy.commands.study:permutation", "does the order of the support set matter?"),
     "study methods": ("quickstudy.commands.study:methods", "all methods with the same network, tasks and budget"),
+    "study domains": ("quickstudy.commands.study:domains", "trained on one dataset, tested on others: one table"),
     "study learned-updates": ("quickstudy.commands.study:learned_updates", "what has OP-LSTM learned to do?"),
     "demo": ("quickstudy.commands.demo:demo", "from nothing to a tested few-shot model in under three minutes"),
 }

@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import single
+from helpers import GLYPHS, SINE, single, write_class_folders
 from torch import Tensor, nn
 
+from quickstudy import engine
+from quickstudy.__main__ import main
 from quickstudy.analysis.order import permuted
 from quickstudy.analysis.updates import RATE, compare
+from quickstudy.data import SPLITS, Glyphs
+from quickstudy.data.splitting import published_split
 from quickstudy.methods import OPLSTM, PlainLSTM
 from quickstudy.nn import MLP
 from quickstudy.task import Task
@@ -153,3 +157,49 @@ def test_methods_are_compared_and_what_was_done_is_kept(tmp_path: Path, command:
     assert {path.name: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     status, _, err = command("study", "methods", "glyphs", "--only", "nothing")
     assert (status, "no recipe of glyphs/ has 'nothing' in its name" in err) == (1, True)
+
+
+def test_every_run_is_tested_on_every_dataset(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cache" / "stores").mkdir(parents=True)
+    drawn = Glyphs().prepare()
+    (tmp_path / "cache" / "stores" / drawn.name).symlink_to(drawn)
+    monkeypatch.setenv("QUICKSTUDY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("QUICKSTUDY_DATA", str(tmp_path))
+    classes: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for name, split in published_split("cifar-fs").items():
+        classes[split] += [name][: 6 - len(classes[split])]
+    write_class_folders(tmp_path / "cifar-fs", classes, images=16)
+    recipes = {"glyphs": GLYPHS, "cifar-fs": GLYPHS.replace("Glyphs", "CIFARFS")}
+    for name, recipe in recipes.items():
+        engine.train(engine.parse_recipe(recipe, ["--train.updates=1"]), tmp_path / "runs" / name, name=f"{name}/x")
+    study = ["study", "domains", "runs/glyphs,runs/cifar-fs", "--tasks", "4"]
+    folder = tmp_path / "results/studies/domains-glyphs-cifar-fs"
+
+    status, _, err = command(*study)
+    assert (status, err) == (0, "")
+    rows = list(csv.DictReader((folder / "scores.csv").read_text().splitlines()))
+    pairs = [(row["trained_on"], row["tested_on"]) for row in rows]
+    assert pairs == [(a, b) for a in recipes for b in recipes]
+    assert {(row["way"], row["shot"], row["tasks"], row["updates"]) for row in rows} == {("5", "1", "4", "1")}
+    assert "images of 3×32×32 as 1×28×28" in rows[1]["differs"]
+    table = (folder / "scores.md").read_text().splitlines()
+    assert table[0] == "| trained on | recipe | setting | glyphs | cifar-fs |"
+    assert "| cifar-fs | cifar-fs/x | 5-way 1-shot, norm batch, 4 tasks, 1 of 1 updates |" in table[3]
+    assert [line.count("**") for line in table[2:]] == [2, 2]
+    assert (folder / "scores.png").stat().st_size > 5000
+
+    tested = {name: (tmp_path / "runs" / name / "test.jsonl").read_text() for name in recipes}
+    monkeypatch.chdir(tmp_path)
+    assert main(study) == 0
+    assert {name: (tmp_path / "runs" / name / "test.jsonl").read_text() for name in recipes} == tested
+    assert list(csv.DictReader((folder / "scores.csv").read_text().splitlines())) == rows
+
+    assert main([*study, "--on", "glyphs,omniglot-runs"]) == 1
+    assert "`quickstudy test RUN --on omniglot-runs`" in capsys.readouterr().err
+    assert main([*study, "--on", "glyphs,omniglott"]) == 1
+    assert "no dataset 'omniglott' (did you mean 'omniglot'?)" in capsys.readouterr().err
+    engine.train(engine.parse_recipe(SINE, ["--train.updates=1"]), tmp_path / "runs/sine", name="sine/x")
+    assert main(["study", "domains", "runs/sine"]) == 1
+    assert "runs/sine was trained on sine, which has no classes" in capsys.readouterr().err

@@ -10,7 +10,7 @@ import torch
 from helpers import write_class_folders
 from PIL import Image
 
-from quickstudy.data import CIFARFS, CenterCrop, Glyphs, Normalise, Omniglot, RandomCrop
+from quickstudy.data import CIFARFS, Arrays, CenterCrop, Glyphs, Normalise, Omniglot, RandomCrop
 from quickstudy.data.archive import GIB, Member, open_files
 from quickstudy.data.omniglot import read_ink
 from quickstudy.data.reader import AnyPicture, PictureReader, readable
@@ -55,6 +55,19 @@ def test_ink_is_bright_whatever_it_was() -> None:
     photograph = PictureReader.of((1, 28, 28))
     assert photograph is not None
     assert torch.allclose(photograph([page])[0, 0], torch.from_numpy(page) / 255)
+
+
+@pytest.mark.parametrize(("channels", "side"), [(1, 6), (3, 5), (3, 8)])
+def test_tasks_of_another_dataset_are_read_as_its_pictures_are(channels: int, side: int) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (24, 6, 6, 3)).astype(np.uint8)
+    source = Arrays(x, np.arange(24) // 4, {"train": ["0", "1"], "val": ["2", "3"], "test": ["4", "5"]}).split("test")
+    reader = PictureReader(channels, side, transforms=[CenterCrop(4), Normalise([0.5], [0.2])])
+    task = reader.tasks(source).tasks(TaskShape(2, 3, 1), 0, 1, seed=0)[0]
+    found, pictures = torch.cat([task.support_x, task.query_x]), reader(x[16:])
+    assert found.shape == pictures.shape == (8, channels, 4, 4)
+    off = (found[:, None] - pictures[None]).flatten(2).abs().amax(-1)
+    assert off.amin(1).max() < 2.1 / 255 / 0.2  # pictures are rounded to grey levels before the transforms
+    assert sorted(off.argmin(1).tolist()) == list(range(8))
 
 
 def colour() -> np.ndarray:

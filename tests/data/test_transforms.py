@@ -18,6 +18,7 @@ from quickstudy.data.transforms import (
     ADJUSTMENTS,
     CenterCrop,
     ColorJitter,
+    Convert,
     Normalise,
     RandomCrop,
     RandomFlip,
@@ -271,7 +272,24 @@ def test_normalising_gives_each_channel_its_mean_and_deviation() -> None:
     assert torch.equal(Normalise([0], [1])(images, noise(2, 0)), images)
 
 
-@pytest.mark.parametrize("transform", ALL, ids=lambda transform: type(transform).__name__)
+@pytest.mark.parametrize("size", [9, 20, 31])
+def test_images_are_converted_as_by_pillow(size: int) -> None:
+    images = photographs(3, 20, 20)
+    coloured, uncoloured = (Convert(channels, size)(images, noise(3, 0)) for channels in (3, 1))
+    for image, colour, brightness in zip(images, coloured, uncoloured):
+        resized = picture(image).resize((size, size), Image.Resampling.BILINEAR)
+        assert off_by(colour, pixels(resized)) <= 1.05
+        assert off_by(brightness[0], torch.from_numpy(np.array(resized.convert("L"))) / 255) <= 2.05
+    again = Convert(3, size)(uncoloured, noise(3, 0))
+    assert torch.equal(again, uncoloured.expand(-1, 3, -1, -1))
+
+
+def test_what_is_right_already_is_not_converted() -> None:
+    images = photographs(3, 20, 20)
+    assert torch.equal(Convert(3, 20)(images, noise(3, 0)), images)
+
+
+@pytest.mark.parametrize("transform", [*ALL, Convert(1, 12)], ids=lambda transform: type(transform).__name__)
 def test_an_image_depends_on_its_own_numbers_alone_and_the_given_ones_stay(transform: Transform) -> None:
     images, unit = photographs(20, 16, 16), noise(20, transform.numbers)
     before = images.clone()
@@ -294,6 +312,9 @@ def test_an_image_depends_on_its_own_numbers_alone_and_the_given_ones_stay(trans
         (lambda: ColorJitter(hue=0.6), "ColorJitter: .* hue is 0 to 0.5; got 0.4, 0.4, 0.4 and 0.6"),
         (lambda: Normalise(std=(1, 1, 0)), "Normalise: needs as many means as standard deviations"),
         (lambda: Normalise()(noise(2, 1, 4, 4), noise(2, 0)), "Normalise: 3 means for images of 1 channels"),
+        (lambda: Convert(2, 28), "Convert: images have 1 channel .* not 2"),
+        (lambda: Convert(1, 0), "Convert: size is at least 1"),
+        (lambda: Convert(1, 4)(noise(2, 2, 4, 4), noise(2, 0)), "Convert: cannot make images of 2 channels grey"),
         (lambda: ColorJitter()(noise(2, 1, 4, 4), noise(2, 5)), "ColorJitter: it is for RGB images, .* 1 channels"),
     ],
 )

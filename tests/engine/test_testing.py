@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import GLYPHS, SINE
@@ -14,7 +16,7 @@ from scipy import stats
 from quickstudy import engine
 from quickstudy.engine import testing
 from quickstudy.engine.statistics import estimate
-from quickstudy.engine.testing import Wish, append_measured
+from quickstudy.engine.testing import Wish, append_measured, kept_result
 from quickstudy.errors import DataError, RecipeError
 
 
@@ -78,6 +80,27 @@ def test_wishes_that_do_not_fit(run: engine.Run) -> None:
         testing.test_run(run, Wish(on="sine"), "cpu")
 
 
+@pytest.fixture
+def coloured(tmp_path: Path) -> engine.Run:
+    """A run on images of 3×16×16, of which the middle is read."""
+    x = np.random.default_rng(0).integers(0, 256, (600, 3, 16, 16), dtype=np.uint8)
+    np.savez(tmp_path / "own.npz", x=x, y=np.arange(600) // 20)
+    crop = "[{class_path: quickstudy.data.CenterCrop, init_args: {size: 12}}]"
+    arguments = f"{{path: {tmp_path}/own.npz, train_transforms: {crop}, test_transforms: {crop}}}"
+    recipe = GLYPHS.replace("quickstudy.data.Glyphs", f"quickstudy.data.ArrayFile, init_args: {arguments}")
+    settings = engine.parse_recipe(recipe, ["--method.backbone.blocks=2", "--train.updates=1"])
+    return engine.train(settings, tmp_path / "run", name="own/x")
+
+
+def test_images_of_another_dataset_are_brought_to_what_the_model_reads(coloured: engine.Run) -> None:
+    result = testing.test_run(coloured, Wish(on="glyphs"), "cpu")
+    assert result.setting["differs"] == "test tested_on glyphs; test images of 1×28×28 as 3×12×12"
+    assert result.score.count == 10
+    own = testing.test_run(coloured, Wish(), "cpu")
+    assert own.setting["differs"] == ""
+    assert testing.test_run(coloured, Wish(on="own"), "cpu").score == own.score  # as its recipe has it
+
+
 def test_inner_steps_change_the_score(tmp_path: Path) -> None:
     run = engine.train(engine.parse_recipe(SINE), tmp_path / "run", name="sine/x")
     none, many = (testing.test_run(run, Wish(steps=steps), "cpu") for steps in (0, 10))
@@ -132,6 +155,24 @@ def test_results_are_appended_to_one_file(run: engine.Run, tmp_path: Path) -> No
     with pytest.raises(RecipeError, match="other columns"):
         append_measured(path, result)
     assert path.read_text() == "a,b\n1,2\n"
+
+
+def test_what_was_tested_is_found_again(run: engine.Run) -> None:
+    wish = Wish(tasks=3, way=6, norm="support")
+    assert kept_result(run, wish) is None
+    result = testing.test_run(run, wish, "cpu")
+    own = testing.test_run(run, Wish(), "cpu")
+    assert kept_result(run, wish) == result
+    assert kept_result(run) == kept_result(run, Wish(on="glyphs", way=5, shot=1)) == own
+    for other in (Wish(tasks=4, way=6, norm="support"), Wish(tasks=3, way=6), Wish(on="omniglot")):
+        assert kept_result(run, other) is None
+
+
+def test_a_wish_for_certain_tasks_means_all_of_them() -> None:
+    wish = Wish(on="omniglot-runs", norm="support")
+    assert wish.filled() == replace(wish, tasks=20, way=20, shot=1, queries=1)
+    for complete in (replace(wish, way=5), Wish(on="glyphs"), Wish(on="own"), Wish()):
+        assert complete.filled() == complete
 
 
 def test_not_a_run(tmp_path: Path) -> None:

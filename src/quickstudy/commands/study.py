@@ -170,3 +170,70 @@ def methods(
                 study.draw_methods(rows, folder / "scores.png", title),
             ]
     console.print(*files, sep="\n")
+
+
+def domains(
+    runs: str,
+    on: str | None = None,
+    shots: str | None = None,
+    way: int | None = None,
+    queries: int | None = None,
+    tasks: int | None = None,
+    norm: Literal["batch", "support", "joint"] | None = None,
+    out: Path | None = None,
+    device: str = "auto",
+) -> None:
+    """What is a model worth on data unlike that it was trained on? Every run on every dataset: one table.
+
+    Images are brought to the colours and the size that a model reads. A run is tested on the meta-test classes of its
+    own dataset as its recipe has it, and on other datasets as they are by default. What was tested before with the
+    same weights is not done again.
+
+    Args:
+        runs: folders of runs, with commas between them.
+        on: datasets to test on, by name (`quickstudy data list`), with commas between them; if not given, those that
+            the runs were trained on, where they are on this machine.
+        shots: support examples of each class, with commas between them; as these and the settings below are in the
+            recipe of each run, if not given.
+        way: classes of a task.
+        queries: query examples of each class.
+        tasks: test tasks of each seed.
+        norm: whose statistics normalise queries.
+        out: folder of the table and the figure; results/studies/domains-DATASETS if not given.
+        device: cpu, cuda, cuda:1, mps; auto is a GPU if there is one.
+    """
+    from rich.console import Console
+
+    from quickstudy.analysis import domains as study
+    from quickstudy.engine.run import Run
+    from quickstudy.engine.testing import Wish, kept_result, test_run
+    from quickstudy.errors import RecipeError
+    from quickstudy.files import csv_text, write_text
+
+    console, where = Console(), pick_device(device)
+    opened = [Run.open(folder.strip()) for folder in runs.split(",")]
+    own = [study.trained_on(run) for run in opened]
+    names = study.testable(own) if on is None else list(dict.fromkeys(name.strip() for name in on.split(",")))
+    left_out = ", ".join(name for name in dict.fromkeys(own) if name not in names)
+    if not names:
+        raise RecipeError(f"{left_out}: not on this machine, or not known by name; say what to test on by --on")
+    if on is None and left_out:
+        console.print(f"not tested on {left_out}: not on this machine, or not known by name", highlight=False)
+    for name in names:
+        study.check_domain(name, own)
+    folder = out or Path("results/studies") / f"domains-{'-'.join(names)}"
+    rows: list[dict[str, object]] = []
+    files: list[Path] = []
+    for shot in [None] if shots is None else numbers_of(shots, "--shots"):
+        for run in opened:
+            for name in names:
+                wish = Wish(on=name, tasks=tasks, way=way, shot=shot, queries=queries, norm=norm)
+                result = kept_result(run, wish) or test_run(run, wish, where)
+                console.print(result.text(), soft_wrap=True, highlight=False)
+                rows.append(study.domain_row(run, result))
+                files = [  # again after each, so that a study which is cut short leaves its table
+                    write_text(folder / "scores.csv", csv_text(rows)),
+                    write_text(folder / "scores.md", study.domains_table(rows)),
+                    study.draw_domains(rows, folder / "scores.png", "trained on one dataset, tested on others"),
+                ]
+    console.print(*files, sep="\n")

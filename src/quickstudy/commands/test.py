@@ -30,8 +30,9 @@ def test(
 
     Args:
         run: folder of a run; or name of a recipe, or path of a YAML file, that needs no training.
-        on: another dataset, by name (`quickstudy data list`): the score across domains. One of certain tasks alone,
-            such as omniglot-runs, is tested on all of these, as they are.
+        on: another dataset, by name (`quickstudy data list`): the score across domains. Its images are brought to the
+            colours and the size that the model reads. One of certain tasks alone, such as omniglot-runs, is tested on
+            all of these, as they are.
         tasks: test tasks of each seed; those of the recipe if not given, as are the settings below.
         queries: query examples of each class.
         way: classes of a task.
@@ -46,14 +47,9 @@ def test(
     from rich.console import Console
 
     from quickstudy import engine
-    from quickstudy.data import dataset_entry
     from quickstudy.engine.testing import Wish, append_measured, test_recipe, test_run
     from quickstudy.errors import RecipeError
 
-    fixed = dataset_entry(on).load().fixed if on else None
-    if fixed and (tasks, way, shot, queries) == (None, None, None, None):
-        tasks, shape = fixed
-        way, shot, queries = shape.way, shape.shot, shape.queries
     wish = Wish(on=on, tasks=tasks, way=way, shot=shot, queries=queries, steps=steps, norm=norm, weights=weights)
     if run in engine.recipe_names() or run.endswith((".yaml", ".yml")):
         text, name = recipe_and_name(run)

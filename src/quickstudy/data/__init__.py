@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from quickstudy.data.transforms import (
         CenterCrop,
         ColorJitter,
+        Convert,
         Normalise,
         RandomCrop,
         RandomFlip,
@@ -68,6 +69,7 @@ _HOMES = {
     "TransformedTasks": "transformed",
     "CenterCrop": "transforms",
     "ColorJitter": "transforms",
+    "Convert": "transforms",
     "Normalise": "transforms",
     "RandomCrop": "transforms",
     "RandomFlip": "transforms",
@@ -87,6 +89,7 @@ __all__ = [
     "CenterCrop",
     "ClassFolders",
     "ColorJitter",
+    "Convert",
     "Dataset",
     "Embeddings",
     "Entry",

@@ -43,6 +43,8 @@ class Dataset(ABC):
     metric: Literal["accuracy", "mse"] = "accuracy"
     fixed: ClassVar[tuple[int, TaskShape] | None] = None
     """How many tasks there are and of what size, if the test is of certain tasks and no others."""
+    ink: ClassVar[bool] = False
+    """Whether the images are of characters, bright on dark."""
 
     @abstractmethod
     def split(self, split: Split) -> TaskSource:

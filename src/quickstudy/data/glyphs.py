@@ -51,6 +51,7 @@ class Glyphs(Dataset):
     """
 
     name = "glyphs"
+    ink = True
 
     def split(self, split: Split) -> ImageClasses:
         """Return the classes of one split, named ``"SCRIPT/character"``; uint8 ``[n, 1, 28, 28]``, ink 255, paper 0.

@@ -77,6 +77,7 @@ class Omniglot(Dataset):
     """
 
     name = "omniglot"
+    ink = True
 
     def __init__(
         self,

@@ -71,6 +71,7 @@ class OmniglotRuns(Dataset):
     """
 
     name = "omniglot-runs"
+    ink = True
     fixed: ClassVar[tuple[int, TaskShape] | None] = (RUNS, TaskShape(WAY, 1, 1))
 
     def __init__(self, image_size: int = 28, root: str | None = None) -> None:

@@ -13,11 +13,10 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from quickstudy.data.base import Dataset
+from quickstudy.data.base import Dataset, TaskSource
 from quickstudy.data.decode import Resize, decode_image, square
-from quickstudy.data.glyphs import Glyphs
-from quickstudy.data.omniglot import Omniglot
-from quickstudy.data.transforms import Transform, transform_images
+from quickstudy.data.transformed import TransformedTasks
+from quickstudy.data.transforms import Convert, Transform, transform_images
 from quickstudy.errors import DataError, InputError
 
 AnyPicture = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
@@ -66,7 +65,7 @@ class PictureReader:
             shape[0],
             getattr(dataset, "image_size", shape[1]),
             getattr(dataset, "resize", "squash"),
-            isinstance(dataset, Glyphs | Omniglot),
+            getattr(dataset, "ink", False),
             getattr(dataset, "test_transforms", ()),
         )
 
@@ -81,6 +80,13 @@ class PictureReader:
         images = pixels.to(torch.float32).mul_(1 / 255)
         numbers = sum(transform.numbers for transform in self.transforms)
         return transform_images(self.transforms, images, images.new_full((len(images), numbers), 0.5))
+
+    def tasks(self, source: TaskSource) -> TaskSource:
+        """Return the tasks of another dataset, with their images as a network sees them, made on the source's device.
+
+        Characters stay bright on dark, and photographs as they are. A transform that is random draws for each image.
+        """
+        return TransformedTasks(source, (Convert(self.channels, self.side), *self.transforms))
 
     def pixels(self, picture: AnyPicture) -> np.ndarray:
         """Return a picture before the transforms, uint8 ``[channels, side, side]``.

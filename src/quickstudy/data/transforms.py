@@ -84,6 +84,38 @@ class CenterCrop(Transform):
         return images[..., top : top + self.size, left : left + self.size]
 
 
+class Convert(Transform):
+    """Bring images to the colours and the size of another dataset.
+
+    Grey values are those of Pillow, and so is the filter that resizes (:func:`crop_and_resize`).
+
+    Args:
+        channels: 1 (grey) or 3 (red, green, blue).
+        size: height and width of the result, in pixels, whatever the aspect.
+    """
+
+    def __init__(self, channels: int, size: int) -> None:
+        if channels not in {1, 3}:
+            raise DataError(f"Convert: images have 1 channel (grey) or 3 (red, green, blue), not {channels}")
+        self.channels = channels
+        self.size = _at_least_one("Convert", size)
+
+    def __call__(self, images: Tensor, unit: Tensor) -> Tensor:
+        """Return ``[n, channels, size, size]``, a view of the images where nothing has to change."""
+        given, height, width = images.shape[1:]
+        if given not in {1, 3}:
+            raise DataError(
+                f"Convert: cannot make images of {given} channels grey or coloured; they need 1 (grey) or 3 (red, "
+                "green, blue)"
+            )
+        if given > self.channels:
+            images = grey(images)
+        if (height, width) != (self.size, self.size):
+            whole = images.new_tensor([0, 0, height, width]).expand(len(images), 4)
+            images = crop_and_resize(images, whole, self.size)
+        return images.expand(-1, self.channels, -1, -1)
+
+
 class Normalise(Transform):
     """Subtract a mean from every channel, and divide by a standard deviation; the defaults are ImageNet's.
 

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 
-from quickstudy.data import dataset_entry
+from quickstudy.data.reader import PictureReader
+from quickstudy.data.registry import DATASETS, dataset_entry
 from quickstudy.engine.evaluate import evaluate
 from quickstudy.engine.models import Models
 from quickstudy.engine.recipe import Recipe, differences, instantiate, parse_recipe, recipe_names, recipe_text
@@ -30,7 +31,11 @@ from quickstudy.task import TaskShape
 
 @dataclass(frozen=True)
 class Wish:
-    """What a test does otherwise than the recipe says; ``None`` is as it says."""
+    """What a test does otherwise than the recipe says; ``None`` is as it says.
+
+    A run is tested on its own dataset as its recipe has it, and on another (``on``) as that is by default. Where that
+    has certain tasks and no others, a wish that does not say which means all of these.
+    """
 
     on: str | None = None
     tasks: int | None = None
@@ -40,6 +45,14 @@ class Wish:
     steps: int | None = None
     norm: Norm | None = None
     weights: str = "best"
+
+    def filled(self) -> Wish:
+        """Return the wish with the tasks of a dataset that has no others than these."""
+        fixed = dataset_entry(self.on).load().fixed if self.on in DATASETS else None
+        if fixed is None or any(part is not None for part in (self.tasks, self.way, self.shot, self.queries)):
+            return self
+        tasks, shape = fixed
+        return dataclasses.replace(self, tasks=tasks, **dataclasses.asdict(shape))
 
 
 @dataclass(frozen=True)
@@ -186,8 +199,10 @@ def _tested(
         updates: of the training behind them.
         seconds: that it took.
     """
-    recipe, seeds = instantiate(settings), [*methods]
-    dataset = dataset_entry(wish.on).load()() if wish.on else recipe.dataset
+    recipe, seeds, wish = instantiate(settings), [*methods], wish.filled()
+    on = wish.on or recipe.dataset.name
+    own = on == recipe.dataset.name
+    dataset = recipe.dataset if own else dataset_entry(on).load()()
     if dataset.metric != recipe.dataset.metric:
         raise RecipeError(f"{name} was trained for {recipe.dataset.metric}; {dataset.name} has {dataset.metric}")
     own_shape = recipe.test.task
@@ -205,7 +220,12 @@ def _tested(
             method.set_test_steps(wish.steps)
         calibrate(method, recipe, seed, device)
     source = dataset.split("test").to(device)
-    first.check(source.tasks(shape, 0, 1, seed=seeds[0])[0])
+    given = example = source.tasks(shape, 0, 1, seed=seeds[0])[0]
+    reader = PictureReader.of(first.input_shape, recipe.dataset)
+    if not own and reader is not None and given.support_x.ndim == 4:
+        source = reader.tasks(source)
+        example = source.tasks(shape, 0, 1, seed=seeds[0])[0]
+    first.check(example)
     per_seed, chunk = {}, None
     start = time.monotonic()
     pooled = []
@@ -230,6 +250,10 @@ def _tested(
         "weights": weights[1],
         **as_trained,
     }
+    changed = {key: new for key, new in setting.items() if new != planned[key]}
+    was, now = ("×".join(map(str, task.support_x.shape[1:])) for task in (given, example))
+    if was != now:
+        changed["images"] = f"of {was} as {now}"
     return Result(
         recipe=name,
         metric=dataset.metric,
@@ -242,7 +266,7 @@ def _tested(
             "seeds": len(seeds),
             "updates": updates,
             "planned_updates": recipe.train.updates,
-            "differs": differs(name, settings, {key: new for key, new in setting.items() if new != planned[key]}),
+            "differs": differs(name, settings, changed),
             "train_seconds": round(seconds),
             "train_tasks_per_second": f"{updates * recipe.train.meta_batch * len(seeds) / seconds:.3g}"
             if seconds
@@ -268,14 +292,22 @@ def _last_rows(run: Run) -> dict[int, dict[str, Any]]:
     return {row["seed"]: row for row in run.metrics()}
 
 
-def kept_result(run: Run) -> Result | None:
-    """Return the last result of :func:`test_run` for the weights that a run has now, tested as its recipe says."""
+def kept_result(run: Run, wish: Wish = Wish()) -> Result | None:
+    """Return the last result of :func:`test_run` with a wish, for the weights that a run has now, if there is one."""
+    asked = {key: value for key, value in dataclasses.asdict(wish.filled()).items() if value is not None}
+    if "on" in asked:
+        asked["tested_on"] = asked.pop("on")
+    if "tasks" in asked:
+        asked["tasks"] *= len(run.info["seeds"])
+    may_differ = {*asked, "images"}
     path = run.folder / "test.jsonl"
     kept = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     done = min((row["update"] for row in _last_rows(run).values()), default=0)
     for row in reversed(kept):
-        own = [part for part in row["setting"]["differs"].split("; ") if part.startswith("test ")]
-        if not own and row["setting"]["updates"] >= done:
+        setting = row["setting"]
+        differing = {part.split()[1] for part in setting["differs"].split("; ") if part.startswith("test ")}
+        as_wished = differing <= may_differ and all(setting[key] == value for key, value in asked.items())
+        if as_wished and setting["updates"] >= done:
             per_seed = {int(seed): value for seed, value in row["per_seed"].items()}
             return Result(**{**row, "score": Estimate(**row["score"]), "per_seed": per_seed})
     return None
