@@ -493,7 +493,7 @@ def test_meta_lstm() -> None:
         assert_golden(step.gates[1, order], case["steps.i_preact"][number], relative=1e-8)
         assert_golden(step.weights[order], case["steps.theta"][number], relative=1e-8)
     assert_golden(steps[0].inputs[2:, order].T, case["steps.prep_grad_first"], relative=1e-8)
-    for name, ours in zip("hc", steps[-1].cells[0]):
+    for name, ours in zip("hc", steps[-1].state.chunk(2)):
         assert_golden(ours[:, order[::20]].T, case[f"last.{name}"], relative=1e-8)
 
     logits = method.predict(method.adapt(task.support), task.query_x)

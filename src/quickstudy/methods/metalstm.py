@@ -15,7 +15,7 @@ from quickstudy.errors import RecipeError
 from quickstudy.methods.base import Method, Norm, task_loss
 from quickstudy.methods.inner import Weights, value_and_gradient
 from quickstudy.methods.maml import Adapted
-from quickstudy.nn import CellState, CoordinateLSTM, Statistics, recorded, replayed
+from quickstudy.nn import CoordinateLSTM, Statistics, recorded, replayed
 from quickstudy.task import Support
 
 
@@ -25,7 +25,7 @@ class InnerStep(NamedTuple):
     Attributes:
         gradient: of the inner loss at the weights before the step, as it enters the update, ``[P]``.
         inputs: what the first layer reads, ``[4, P]``: the loss, then the gradient, preprocessed.
-        cells: state of the first layer, each ``[hidden, P]``.
+        state: of the first layer, ``h`` and then ``c``, ``[2 * hidden, P]``.
         gates: forget and input gate before their sigmoids, ``[2, P]``.
         weights: after the step, ``[P]``.
         statistics: of each batch norm in the inner batch, with unbiased variances; empty where queries need none.
@@ -33,7 +33,7 @@ class InnerStep(NamedTuple):
 
     gradient: Tensor
     inputs: Tensor
-    cells: list[CellState]
+    state: Tensor
     gates: Tensor
     weights: Tensor
     statistics: Statistics
@@ -153,7 +153,7 @@ class MetaLSTM(Method):
         flat = _flatten(self.learner)
         first_layer = self.lstm.unroll()
         second_layer = torch.stack([self.W_F, self.W_I]), torch.stack([self.b_F, self.b_I])[:, None]
-        cells, gates = None, None
+        state, gates = None, None
         size = len(support.x) if self.batch_size is None else self.batch_size
         batches = [Support(x, y, support.way) for x, y in zip(support.x.split(size), support.y.split(size))]
         for batch in batches * self.steps_now:
@@ -168,11 +168,11 @@ class MetaLSTM(Method):
             # A forget gate near one has no digits to spare: half precision is for the learner alone.
             with torch.autocast(flat.device.type, enabled=False):
                 inputs = torch.cat([preprocess(loss)[:, None].expand(2, len(flat)), preprocess(gradient)])
-                h, cells = first_layer(inputs, cells)
+                h, state = first_layer(inputs, state)
                 gates = _gates(*second_layer, h, flat, gates)
                 keep, rate = torch.sigmoid(gates)
                 flat = keep * flat - rate * gradient
-            yield InnerStep(gradient, inputs, cells, gates, flat, statistics)
+            yield InnerStep(gradient, inputs, state, gates, flat, statistics)
 
     @property
     def _records(self) -> bool:

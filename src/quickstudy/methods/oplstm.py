@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from quickstudy.errors import RecipeError
 from quickstudy.methods.base import Method, Norm
-from quickstudy.nn import MLP, BatchNorm, CellState, CoordinateLSTM, Statistics, recorded, replayed
+from quickstudy.nn import MLP, BatchNorm, CoordinateLSTM, Statistics, recorded, replayed
 from quickstudy.task import Support
 
 TINY = 1e-24
@@ -221,7 +221,7 @@ class OPLSTM(Method):
         """
         target = support.targets(inputs.dtype)
         rules = [lstm.unroll() for lstm in ([self.body_lstm] if self.adapts == "all" else []) + [self.out_lstm]]
-        states: list[list[CellState] | None] = [None] * len(self.layers)
+        states: list[Tensor | None] = [None] * len(self.layers)
         layers = self.layers
         count = self.steps_now
         share = 1 / len(inputs)

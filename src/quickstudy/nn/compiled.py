@@ -61,7 +61,9 @@ def library(sizes: tuple[int, ...], dtype: torch.dtype) -> ctypes.CDLL:
         "UP(M)": " ".join(calls),
         "DOWN(M)": " ".join(reversed(calls)),
         "ROOM": 4 * max(sizes[1:]),
-        "TALL": max(below + hidden for below, hidden in pairwise(sizes)) + 1,
+        "TALL": max(sizes),
+        "CELLS": len(cells),
+        "TOP": sizes[-1],
     }
     source = resources.files("quickstudy.nn") / "coordinates.c"
     command = [*compiler, *FLAGS, *(f"-D{name}={value}" for name, value in definitions.items())]
@@ -83,7 +85,7 @@ def library(sizes: tuple[int, ...], dtype: torch.dtype) -> ctypes.CDLL:
             write_file(kept, lambda file: file.write(out.read_bytes()))
     made = ctypes.CDLL(str(kept))
     for function in (made.step, made.step_backward):
-        function.argtypes = [*[ctypes.c_long] * 4, ctypes.c_void_p]
+        function.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p]
         function.restype = None
     return made
 
@@ -97,91 +99,60 @@ def _machine() -> list[str]:
     return [platform.machine(), *sorted({line for line in lines if line.startswith(("flags", "Features"))})]
 
 
-def kept_rows(weights: Sequence[Tensor], stateful: bool) -> list[int]:
-    """Return how many rows of what ``lstm.forward_step`` keeps are of which cell: inputs, gates, tanhs."""
-    gates = [weight.shape[-2] for weight in weights]
-    return [*(weight.shape[-1] for weight in weights), *gates, *(rows // (4 if stateful else 3) for rows in gates)]
-
-
-def step(x: Tensor, weights: list[Tensor], hs: list[Tensor], cs: list[Tensor]) -> list[Tensor]:
-    """Do what ``lstm.forward_step`` does."""
+def step(sizes: Sequence[int], x: Tensor, weights: Tensor, state: Tensor | None) -> list[Tensor]:
+    """Do what ``lstm.forward_step`` does, but keep the gates and the hyperbolic tangents alone."""
     *front, _, count = x.shape
-    kept = kept_rows(weights, bool(hs))
-    hidden = kept[2 * len(weights) :]
-    rows = [*hidden, *hidden, *kept]
-    made = x.new_empty(*front, sum(rows), count)
-    call = _Call(x, weights, bool(hs))
-    call.give(x, *weights)
-    call.give(*(hs or call.nothing), *(cs or call.nothing))
-    call.give_rows(made, rows)
-    call("step")
-    return list(made.split([*hidden, *hidden, sum(kept)], -2))
+    units = sum(sizes[1:])
+    made = x.new_empty(*front, (6 if state is None else 7) * units, count)
+    new, kept = made.narrow(-2, 0, 2 * units), made.narrow(-2, 2 * units, made.shape[-2] - 2 * units)
+    _call("step", sizes, [x, weights.unsqueeze(-2), state, new, kept])
+    return [made.narrow(-2, units - sizes[-1], sizes[-1]), new, kept]
 
 
 def step_backward(
-    weights: list[Tensor], cs: list[Tensor], kept: Tensor, of_h: list[Tensor | None], of_c: list[Tensor | None]
+    sizes: Sequence[int],
+    x: Tensor,
+    weights: Tensor,
+    state: Tensor | None,
+    new: Tensor,
+    kept: Tensor,
+    of_out: Tensor | None,
+    of_new: Tensor | None,
 ) -> list[Tensor]:
     """Do what ``lstm.backward_step`` does."""
-    *front, _, count = kept.shape
-    call = _Call(kept, weights, bool(cs))
-    states = [*call.hidden, *call.hidden] if cs else []
-    made = kept.new_empty(*front, call.below + sum(states), count)
-    of_weights = [torch.zeros(*front, *weight.shape[-2:], dtype=weight.dtype) for weight in weights]
-    call.give_rows(made, [call.below])
-    call.give(*weights, *(cs or call.nothing))
-    call.give_rows(kept, kept_rows(weights, bool(cs)))
-    call.give(*of_h, *of_c, *of_weights)
-    if cs:
-        call.give_rows(made, states, start=call.below)
-    else:
-        call.give(*call.nothing, *call.nothing)
-    call("step_backward")
-    of_x, *of_states = made.split([call.below, *states], -2)
-    return [of_x, *of_weights, *of_states]
+    made = [x.new_empty(x.shape), weights.new_zeros(weights.shape)]  # contiguous, whatever x is
+    if state is not None:
+        made.append(state.new_empty(state.shape))
+    of_x, of_weights, *of_state = made
+    read = [x, weights.unsqueeze(-2), state, new, kept, of_out, of_new]
+    _call("step_backward", sizes, [*read, of_x, of_weights.unsqueeze(-2), *(of_state or [None])])
+    return made
 
 
-class _Call:
-    """The arguments of a compiled function: where its arrays lie, and how far it is from one matrix to the next."""
+def _call(name: str, sizes: Sequence[int], tensors: Sequence[Tensor | None]) -> None:
+    """Call a compiled function with where its arrays ``[..., rows, C]`` lie, and how far it is from matrix to matrix.
 
-    def __init__(self, like: Tensor, weights: Sequence[Tensor], stateful: bool) -> None:
-        self.first = not stateful
-        self.like = like
-        self.hidden = [weight.shape[-2] // (4 if stateful else 3) for weight in weights]
-        self.below = weights[0].shape[-1] - 1 - (self.hidden[0] if stateful else 0)
-        self.nothing = [None] * len(weights)
-        self.places: list[int] = []
-        self.copies: list[Tensor] = []  # they live until the call is over
-
-    def give(self, *tensors: Tensor | None) -> None:
-        """Add arrays, ``None`` for one that is not there."""
-        for tensor in tensors:
-            if tensor is None:
-                self.places += (0, 0)
-            else:
-                self.places += self._place(tensor)
-
-    def give_rows(self, tensor: Tensor, rows: Sequence[int], start: int = 0) -> None:
-        """Add the arrays of so many rows each that lie in ``tensor`` one after the other, from a row on."""
-        place, step = self._place(tensor)
-        row = tensor.shape[-1] * tensor.element_size()
-        place += start * row
-        for count in rows:
-            self.places += (place, step)
-            place += count * row
-
-    def _place(self, tensor: Tensor) -> tuple[int, int]:
+    Args:
+        name: of the function.
+        sizes: of the stack.
+        tensors: the arrays, of which the first is the input ``x``; ``None`` for one that is not there.
+    """
+    places: list[int] = []
+    copies: list[Tensor] = []  # they live until the call is over
+    for tensor in tensors:
+        if tensor is None:
+            places += (0, 0)
+            continue
         step = _step(tensor)
         if step is None:
             tensor = tensor.contiguous()
-            self.copies.append(tensor)
+            copies.append(tensor)
             step = tensor.shape[-2] * tensor.shape[-1]
-        return tensor.data_ptr(), step
-
-    def __call__(self, name: str) -> None:
-        function = getattr(library((self.below, *self.hidden), self.like.dtype), name)
-        places = (ctypes.c_long * len(self.places))(*self.places)
-        shape = self.like.shape
-        function(self.first, len(self.hidden), shape[:-2].numel(), shape[-1], places)
+        places += (tensor.data_ptr(), step)
+    x = tensors[0]
+    assert x is not None
+    function = getattr(library(tuple(sizes), x.dtype), name)
+    function(x.shape[:-2].numel(), x.shape[-1], (ctypes.c_long * len(places))(*places))
 
 
 def _step(tensor: Tensor) -> int | None:

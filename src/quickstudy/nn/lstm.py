@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -147,8 +148,11 @@ def _stack(inputs: int, hidden: Sequence[int]) -> Any:
     return nn.ModuleList(LSTMCell(below, size) for below, size in zip([inputs, *hidden], hidden))
 
 
-Step = Callable[[Tensor, list[CellState] | None], tuple[Tensor, list[CellState]]]
-"""From inputs ``[inputs, C]`` and the state (``None``: zeros) to the output ``[hidden[-1], C]`` and the new state."""
+Step = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
+"""From inputs ``[inputs, C]`` and the state (``None``: zeros) to the output ``[hidden[-1], C]`` and the new state.
+
+A state has ``h`` of all cells one after the other, then ``c`` of all, ``[2 * sum(hidden), C]``.
+"""
 
 
 class CoordinateLSTM(nn.Module):
@@ -173,134 +177,146 @@ class CoordinateLSTM(nn.Module):
 
     def __init__(self, inputs: int, hidden: Sequence[int], compiled: bool = False) -> None:
         super().__init__()
+        self.sizes = (inputs, *hidden)
         self.compiled = compiled
         if compiled:
-            library((inputs, *hidden), torch.float32)
+            library(self.sizes, torch.float32)
         self.cells = _stack(inputs, hidden)
 
     def unroll(self) -> Step:
         """Return the function of one step, to be called for all steps of a task: the weights are gathered once."""
-        first = [_gathered(cell, first=True) for cell in self.cells]
-        later = [_gathered(cell, first=False) for cell in self.cells]
+        weights = torch.cat([_gathered(cell) for cell in self.cells])
 
-        def step(x: Tensor, state: list[CellState] | None) -> tuple[Tensor, list[CellState]]:
-            x = x.to(first[0].dtype)
-            if state is None:
-                out = _Step.apply(self.compiled, len(first), x, *first)
-            else:
-                states = [*(own.h for own in state), *(own.c for own in state)]
-                out = _Step.apply(self.compiled, len(later), x, *later, *states)
-            new = [CellState(h, c) for h, c in zip(out[: len(first)], out[len(first) :])]
-            return out[len(first) - 1], new
+        def step(x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+            out, new, _ = _Step.apply(self.compiled, self.sizes, x.to(weights.dtype), weights, state)
+            return out, new
 
         return step
 
 
-def _gathered(cell: LSTMCell, first: bool) -> Tensor:
-    """Return all weights of a cell as one matrix, the gates in the order that :func:`forward_step` wants.
+def _gathered(cell: LSTMCell) -> Tensor:
+    """Return all weights of a cell, row after row of one matrix ``[4 * hidden, inputs + 1 + hidden]``.
 
-    ``[4 * hidden, inputs + hidden + 1]``; for the first step, from a state of zeros, without the forget gate and
-    without the hidden state: ``[3 * hidden, inputs + 1]``.
+    Its columns are the input, the bias and the hidden state, its rows the gates f, i, o, g: then those that a first
+    step, from a state of zeros, has no need of are the first rows and the last columns.
     """
     bias = (cell.bias_ih + cell.bias_hh)[:, None]
-    weight = torch.cat([cell.weight_ih, bias] if first else [cell.weight_ih, cell.weight_hh, bias], 1)
-    i, f, g, o = weight.split(cell.hidden)
-    return torch.cat([i, o, g] if first else [i, f, o, g])
+    i, f, g, o = torch.cat([cell.weight_ih, bias, cell.weight_hh], 1).split(cell.hidden)
+    return torch.cat([f, i, o, g]).flatten()
 
 
-def forward_step(x: Tensor, weights: list[Tensor], hs: list[Tensor], cs: list[Tensor]) -> list[Tensor]:
+def _matrices(sizes: Sequence[int], weights: Tensor, first: bool) -> list[Tensor]:
+    """Return of every cell the matrix in ``weights [..., N]``; of a first step, the part that it needs."""
+    shapes = [(4 * hidden, below + 1 + hidden) for below, hidden in pairwise(sizes)]
+    parts = weights.split([rows * columns for rows, columns in shapes], -1)
+    whole = [part.unflatten(-1, shape) for part, shape in zip(parts, shapes)]
+    return [m[..., size:, :-size] for m, size in zip(whole, sizes[1:])] if first else whole
+
+
+def _cells(sizes: Sequence[int], state: Tensor | None) -> tuple[Sequence[Any], Sequence[Any]]:
+    """Return ``h`` and ``c`` of every cell, each ``[..., hidden, C]``; ``None`` each if there is no state."""
+    count = len(sizes) - 1
+    parts = [None] * 2 * count if state is None else state.split([*sizes[1:], *sizes[1:]], -2)
+    return parts[:count], parts[count:]
+
+
+def forward_step(sizes: Sequence[int], x: Tensor, weights: Tensor, state: Tensor | None) -> list[Tensor]:
     """Do one step of a stack of cells for all coordinates at once.
 
     Args:
+        sizes: inputs of the first cell, then the hidden size of each.
         x: inputs, ``[..., inputs, C]``.
-        weights: of every cell, from :func:`_gathered`, with the same axes in front.
-        hs, cs: state of every cell, ``[..., hidden, C]``; empty for a state of zeros.
+        weights: of all cells, from :func:`_gathered`, ``[..., N]`` with the same axes in front.
+        state: ``[..., 2 * sum(hidden), C]``; ``None`` for zeros.
 
     Returns:
-        The new ``h`` of all cells, the new ``c`` of all, and what the derivative needs, row after row in one tensor:
-        of all cells the inputs of the product, then the gates, then the hyperbolic tangent of ``c``.
+        The output, the new state, and what the derivative needs, row after row in one tensor: of all cells the
+        inputs of the product, then the gates, then the hyperbolic tangent of ``c``.
     """
-    hidden, cell, inputs, gates, tanhs = [], [], [], [], []
+    inputs, gates, tanhs, new_hs, new_cs = [], [], [], [], []
     one = x.new_ones(x[..., :1, :].shape)
-    for number, weight in enumerate(weights):
-        inward = torch.cat([x, hs[number], one] if hs else [x, one], -2)
+    for weight, h, c in zip(_matrices(sizes, weights, state is None), *_cells(sizes, state)):
+        inward = torch.cat([x, one] if h is None else [x, one, h], -2)
         gate = torch.matmul(weight, inward)
-        size = weight.shape[-2] // (4 if hs else 3)
+        size = sizes[len(gates) + 1]
         sigmoids, g = gate.split([gate.shape[-2] - size, size], -2)
         sigmoids.sigmoid_()
         g.tanh_()
-        i, *f, o = sigmoids.split(size, -2)
-        if hs:
-            c = f[0] * cs[number]
-            c.addcmul_(i, g)
-        else:
-            c = i * g
+        *f, i, o = sigmoids.split(size, -2)
+        c = i * g if c is None else (f[0] * c).addcmul_(i, g)
         tanh = torch.tanh(c)
         x = o * tanh
-        hidden.append(x)
-        cell.append(c)
         inputs.append(inward)
         gates.append(gate)
         tanhs.append(tanh)
-    return [*hidden, *cell, torch.cat([*inputs, *gates, *tanhs], -2)]
+        new_hs.append(x)
+        new_cs.append(c)
+    return [x, torch.cat([*new_hs, *new_cs], -2), torch.cat([*inputs, *gates, *tanhs], -2)]
 
 
 def backward_step(
-    weights: list[Tensor], cs: list[Tensor], kept: Tensor, of_h: list[Tensor | None], of_c: list[Tensor | None]
+    sizes: Sequence[int],
+    x: Tensor,
+    weights: Tensor,
+    state: Tensor | None,
+    new: Tensor,
+    kept: Tensor,
+    of_out: Tensor | None,
+    of_new: Tensor | None,
 ) -> list[Tensor]:
-    """Return the slopes of the inputs of :func:`forward_step` (x, weights, hs, cs).
+    """Return the slopes of the inputs of :func:`forward_step` (x, weights and, if there is one, state).
 
     Args:
-        weights, cs: as given to it.
-        kept: the last tensor that it returned.
-        of_h, of_c: slopes of the new ``h`` and ``c`` of every cell; ``None`` if they are zero.
+        sizes, x, weights, state: as given to it.
+        new, kept: the last tensors that it returned.
+        of_out, of_new: slopes of the output and of the new state; ``None`` if they are zero, but not both.
     """
-    inputs, gates, tanhs = _groups(kept.split(compiled.kept_rows(weights, bool(cs)), -2), len(weights), 3)
-    of_weights, of_hs, of_cs = [*weights], [*cs], [*cs]  # each is put in its place below
-    from_above: Tensor | None = None
-    for number in reversed(range(len(weights))):
-        gate, tanh = gates[number], tanhs[number]
+    first, count = state is None, len(sizes) - 1
+    matrices, (_, cs), (of_h, of_c) = _matrices(sizes, weights, first), _cells(sizes, state), _cells(sizes, of_new)
+    rows = [m.shape[-1] for m in matrices], [m.shape[-2] for m in matrices], sizes[1:]
+    parts = kept.split([size for group in rows for size in group], -2)
+    of_weights, of_hs, of_cs, from_above = [], [], [], of_out
+    for number in reversed(range(count)):
+        inward, gate, tanh = parts[number::count]
         size = tanh.shape[-2]
-        sizes = [gate.shape[-2] - size, size]
-        sigmoids, g = gate.split(sizes, -2)
-        i, *f, o = sigmoids.split(size, -2)
+        sigmoids, g = gate.split([gate.shape[-2] - size, size], -2)
+        *f, i, o = sigmoids.split(size, -2)
         slopes = torch.empty_like(gate)
-        of_sigmoids, of_g = slopes.split(sizes, -2)
-        of_i, *of_f, of_o = of_sigmoids.split(size, -2)
+        of_sigmoids, of_g = slopes.split([gate.shape[-2] - size, size], -2)
+        *of_f, of_i, of_o = of_sigmoids.split(size, -2)
         slope, of_cell = of_h[number], of_c[number]
         if from_above is not None:
             slope = from_above if slope is None else slope + from_above
-        if slope is None:
-            of_o.zero_()
-            of_cell = torch.zeros_like(tanh) if of_cell is None else of_cell.clone()
-        else:
-            torch.mul(slope, tanh, out=of_o)
-            from_h = slope * o
-            aten.tanh_backward.grad_input(from_h, tanh, grad_input=from_h)
-            of_cell = from_h if of_cell is None else from_h.add_(of_cell)
+        torch.mul(slope, tanh, out=of_o)
+        from_h = slope * o
+        aten.tanh_backward.grad_input(from_h, tanh, grad_input=from_h)
+        of_cell = from_h if of_cell is None else from_h.add_(of_cell)
         torch.mul(of_cell, g, out=of_i)
-        if cs:
+        if not first:
             torch.mul(of_cell, cs[number], out=of_f[0])
         aten.sigmoid_backward.grad_input(of_sigmoids, sigmoids, grad_input=of_sigmoids)
         torch.mul(of_cell, i, out=of_g)
         aten.tanh_backward.grad_input(of_g, g, grad_input=of_g)
-        of_weights[number] = torch.matmul(slopes, inputs[number].mT)
-        of_inputs = torch.matmul(weights[number].mT, slopes)
-        below = of_inputs.shape[-2] - 1 - (size if cs else 0)
-        if cs:
-            of_hs[number] = of_inputs.narrow(-2, below, size)
-            of_cs[number] = of_cell.mul_(f[0])
-        from_above = of_inputs.narrow(-2, 0, below)
+        of_weight = torch.matmul(slopes, inward.mT)
+        of_inward = torch.matmul(matrices[number].mT, slopes)
+        from_above = of_inward.narrow(-2, 0, sizes[number])
+        if first:
+            of_weight = F.pad(of_weight, (0, size, size, 0))
+        else:
+            of_hs.insert(0, of_inward.narrow(-2, sizes[number] + 1, size))
+            of_cs.insert(0, of_cell * f[0])
+        of_weights.insert(0, of_weight.flatten(-2))
     assert from_above is not None
-    return [from_above, *of_weights, *of_hs, *of_cs]
+    of_state = [] if first else [torch.cat([*of_hs, *of_cs], -2)]
+    return [from_above, torch.cat(of_weights, -1), *of_state]
 
 
 aten = torch.ops.aten
 _library = torch.library.Library("quickstudy", "DEF")
-_library.define("lstm_step(bool compiled, Tensor x, Tensor[] weights, Tensor[] hs, Tensor[] cs) -> Tensor[]")
+_library.define("lstm_step(bool compiled, int[] sizes, Tensor x, Tensor weights, Tensor? state) -> Tensor[]")
 _library.define(
-    "lstm_step_backward(bool compiled, Tensor[] weights, Tensor[] cs, Tensor kept, Tensor?[] of_h, Tensor?[] of_c)"
-    " -> Tensor[]"
+    "lstm_step_backward(bool compiled, int[] sizes, Tensor x, Tensor weights, Tensor? state, Tensor new, Tensor kept,"
+    " Tensor? of_out, Tensor? of_new) -> Tensor[]"
 )
 
 
@@ -313,18 +329,18 @@ def _full_precision(tensor: Tensor) -> AbstractContextManager:
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
-def _step_as_asked(asked: bool, x: Tensor, *rest: list[Tensor]) -> list[Tensor]:
+def _step_as_asked(asked: bool, sizes: Sequence[int], x: Tensor, *rest: Any) -> list[Tensor]:
     if _usable(asked, x):
-        return compiled.step(x, *rest)
+        return compiled.step(sizes, x, *rest)
     with _full_precision(x):
-        return forward_step(x, *rest)
+        return forward_step(sizes, x, *rest)
 
 
-def _derivative_as_asked(asked: bool, weights: list[Tensor], *rest: Any) -> list[Tensor]:
-    if _usable(asked, weights[0]):
-        return compiled.step_backward(weights, *rest)
-    with _full_precision(weights[0]):
-        return backward_step(weights, *rest)
+def _derivative_as_asked(asked: bool, sizes: Sequence[int], x: Tensor, *rest: Any) -> list[Tensor]:
+    if _usable(asked, x):
+        return compiled.step_backward(sizes, x, *rest)
+    with _full_precision(x):
+        return backward_step(sizes, x, *rest)
 
 
 IMPLEMENTATIONS: dict[Any, Callable[..., list[Tensor]]] = {
@@ -344,37 +360,41 @@ class _Step(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(compiled: bool, count: int, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(torch.ops.quickstudy.lstm_step(compiled, x, *_groups(tensors, count, 3)))
+    def forward(
+        compiled: bool, sizes: tuple[int, ...], x: Tensor, weights: Tensor, state: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        return tuple(torch.ops.quickstudy.lstm_step(compiled, sizes, x, weights, state))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        compiled, count, _, *tensors = inputs
-        ctx.how = compiled, count
-        ctx.mark_non_differentiable(output[-1])
+        compiled, sizes, *tensors = inputs
+        _, new, kept = output
+        ctx.how = compiled, sizes
+        ctx.mark_non_differentiable(kept)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(output[-1], *tensors[:count], *tensors[2 * count :])
+        ctx.save_for_backward(*tensors, new, kept)
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor | None) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled() and any(t.requires_grad for t in ctx.saved_tensors):
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in ctx.saved_tensors):
             raise RuntimeError("CoordinateLSTM can be differentiated once, and not again (create_graph=True)")
-        compiled, count = ctx.how
-        kept, *tensors = ctx.saved_tensors
-        weights, cs = _groups(tensors, count, 2)
-        of_h, of_c = _groups(slopes, count, 2)
-        return None, None, *torch.ops.quickstudy.lstm_step_backward(compiled, weights, cs, kept, of_h, of_c)
+        of_out, of_new, _ = slopes
+        if of_out is None and of_new is None:
+            return (None,) * 5
+        of_x, of_weights, *of_state = torch.ops.quickstudy.lstm_step_backward(
+            *ctx.how, *ctx.saved_tensors, of_out, of_new
+        )
+        return None, None, of_x, of_weights, *(of_state or [None])
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[tuple[Tensor, ...], int]:
-        compiled, count, *tensors = arguments
+    def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[tuple[Tensor, ...], int]:
+        compiled, sizes, *tensors = arguments
         own = [
-            tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+            tensor
+            if tensor is None
+            else tensor.expand(info.batch_size, *tensor.shape)
+            if dim is None
+            else tensor.movedim(dim, 0)
             for tensor, dim in zip(tensors, in_dims[2:])
         ]
-        return _Step.apply(compiled, count, *own), 0
-
-
-def _groups(tensors: Sequence[Any], count: int, groups: int) -> list[list[Any]]:
-    """Cut a sequence into groups of one tensor a cell; the last ones may be empty."""
-    return [list(tensors[start : start + count]) for start in range(0, groups * count, count)]
+        return _Step.apply(compiled, sizes, *own), 0
