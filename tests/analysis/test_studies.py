@@ -155,6 +155,10 @@ def test_methods_are_compared_and_what_was_done_is_kept(tmp_path: Path, command:
     assert (status, err) == (0, "")
     assert "updates ·" not in out
     assert {path.name: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    status, out, err = command("study", "methods", "glyphs", "--only", "boil", *short, "--optimizer.lr", "1e38")
+    assert (status, err) == (0, "")
+    assert "is not finite" in out  # and it is tested with the weights it had
+    assert "boil-conv4" in (tmp_path / "results/studies/methods-glyphs/scores.md").read_text()
     status, _, err = command("study", "methods", "glyphs", "--only", "nothing")
     assert (status, "no recipe of glyphs/ has 'nothing' in its name" in err) == (1, True)
 

@@ -133,7 +133,8 @@ def methods(
     from quickstudy.engine.recipe import parse_recipe, recipe_text
     from quickstudy.engine.run import Run
     from quickstudy.engine.testing import Result, Wish, kept_result, test_recipe, test_run
-    from quickstudy.errors import RecipeError
+    from quickstudy.engine.train import Interrupted
+    from quickstudy.errors import RecipeError, TrainingError
     from quickstudy.files import csv_text, write_text
 
     console, where = Console(), pick_device(device)
@@ -153,7 +154,12 @@ def methods(
             return test_recipe(parse_recipe(recipe_text(name), own), Wish(), where, name=name)
         run = Run(runs / f"{name.removeprefix(study.MODELS)}-trained-{shot}shot")
         if not run.exists() or not run.finished:
-            train(name, seeds, device, run.folder, resume=run.exists(), settings=own)
+            try:
+                train(name, seeds, device, run.folder, resume=run.exists(), settings=own)
+            except Interrupted:
+                raise
+            except TrainingError as error:  # one that diverges is tested with its best weights, and the others go on
+                console.print(f"{name}: {error}", soft_wrap=True, highlight=False)
         return kept_result(run) or test_run(run, Wish(), where)
 
     title = f"{dataset}: conv-4 of {channels} channels, {budget:,} tasks for each method"
