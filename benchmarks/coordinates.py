@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from jsonargparse import auto_cli
 from measure import interleave
-from report import facts_markdown, load, machine, print_table, table_markdown, write_csv
+from report import load, machine, publish
 from torch import Tensor, nn
 
 from quickstudy.nn import CellState, CoordinateLSTM
@@ -104,13 +104,7 @@ def main(
         ]
         for row in rows
     ]
-    print_table(title, header, lines)
-    if out is not None:
-        write_csv(out, [asdict(row) for row in rows], facts)
-    if markdown is not None:
-        markdown.parent.mkdir(parents=True, exist_ok=True)
-        parts = [f"# {title}", facts_markdown(facts), table_markdown(header, lines)]
-        markdown.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    publish(title, header, lines, [asdict(row) for row in rows], facts, out, markdown)
 
 
 if __name__ == "__main__":

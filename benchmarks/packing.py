@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from jsonargparse import auto_cli
-from report import facts_markdown, load, machine, print_table, table_markdown, write_csv
+from report import load, machine, publish
 
 from quickstudy.data import ImageClasses, dataset_entry
 from quickstudy.data.store import read_index
@@ -104,13 +104,15 @@ def main(
         ]
         for rate in rates
     ]
-    print_table("Images packed, and drawn from memory", header, cells)
-    if out is not None:
-        write_csv(out, [dataclasses.asdict(rate) for rate in rates], facts)
-    if markdown is not None:
-        markdown.parent.mkdir(parents=True, exist_ok=True)
-        parts = ["# Images packed, and drawn from memory", facts_markdown(facts), table_markdown(header, cells)]
-        markdown.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    publish(
+        "Images packed, and drawn from memory",
+        header,
+        cells,
+        [dataclasses.asdict(rate) for rate in rates],
+        facts,
+        out,
+        markdown,
+    )
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from quickstudy.engine.run import environment
+from quickstudy.files import markdown_table, write_text
 
 Cells = list[list[str]]
 
@@ -166,6 +167,23 @@ def print_table(title: str, header: Sequence[str], cells: Cells, note: str | Non
     console.print(table)
 
 
+def publish(
+    title: str,
+    header: Sequence[str],
+    cells: Cells,
+    rows: Sequence[Mapping[str, Any]],
+    facts: Mapping[str, Any],
+    out: Path | None,
+    markdown: Path | None,
+) -> None:
+    """Print a table to the terminal, and write its rows as CSV and the table as Markdown where files are named."""
+    print_table(title, header, cells)
+    if out is not None:
+        write_csv(out, rows, facts)
+    if markdown is not None:
+        write_text(markdown, f"# {title}\n\n{facts_markdown(facts)}\n\n{markdown_table(header, cells)}\n")
+
+
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> None:
     """Write one line for each row, each with all facts about the machine."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -184,7 +202,7 @@ def write_markdown(path: Path, rows: Sequence[Row], facts: Mapping[str, Any]) ->
     path.parent.mkdir(parents=True, exist_ok=True)
     parts = ["# Meta-training against the loop everyone else writes", facts_markdown(facts)]
     for title, note, (header, cells) in _tables(rows):
-        parts += [f"## {title}", table_markdown(header, cells), note]
+        parts += [f"## {title}", markdown_table(header, cells), note]
     parts += ["## Targets", "\n".join(f"- {sentence}" for sentence in verdicts(rows))]
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
@@ -192,12 +210,6 @@ def write_markdown(path: Path, rows: Sequence[Row], facts: Mapping[str, Any]) ->
 def facts_markdown(facts: Mapping[str, Any]) -> str:
     """Return the facts about the machine as a list."""
     return "\n".join(f"- {key}: {value}" for key, value in flat(facts).items())
-
-
-def table_markdown(header: Sequence[str], cells: Cells) -> str:
-    """Return a Markdown table, all columns but the first to the right."""
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *cells])
 
 
 def flat(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import jobs
 import torch
 from jobs import Job
 from jsonargparse import auto_cli
-from report import facts_markdown, load, machine, print_table, table_markdown, write_csv
+from report import load, machine, publish
 
 from quickstudy.data.images import BLOCK
 from quickstudy.task import Task
@@ -126,13 +126,7 @@ def main(
         ]
         for one in shares
     ]
-    print_table("The sampler's share of an update", header, cells)
-    if out is not None:
-        write_csv(out, [asdict(one) for one in shares], facts)
-    if markdown is not None:
-        markdown.parent.mkdir(parents=True, exist_ok=True)
-        parts = ["# The sampler's share of an update", facts_markdown(facts), table_markdown(header, cells)]
-        markdown.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    publish("The sampler's share of an update", header, cells, [asdict(one) for one in shares], facts, out, markdown)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,15 @@ from zipfile import ZipFile
 
 import numpy as np
 import torch
+import yaml
+from jsonargparse import Namespace
 from PIL import Image
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from quickstudy import engine
 from quickstudy.engine.models import Models, meta_loss, scores
+from quickstudy.engine.recipe import dump_recipe
 from quickstudy.methods import Method
 from quickstudy.nn import MLP
 from quickstudy.task import Support, Task
@@ -43,6 +46,14 @@ train: {task: {way: 5, shot: 1, queries: 3}, meta_batch: 2, updates: 4, trace: f
 validation: {every: 2, tasks: 4}
 test: {tasks: 10}
 """
+
+
+def read_twice(text: str) -> Namespace:
+    """Return a recipe as it is read from what was printed of it, which says the same again."""
+    parsed = engine.parse_recipe(text)
+    again = engine.parse_recipe(dump_recipe(parsed))
+    assert yaml.safe_load(dump_recipe(again)) == yaml.safe_load(dump_recipe(parsed))
+    return again
 
 
 def quickstudy_process(arguments: Sequence[str], folder: Path, **options) -> subprocess.Popen[str]:

@@ -130,6 +130,12 @@ def write_text(path: Path, text: str) -> Path:
     return write_file(path, lambda file: file.write(text.encode()))
 
 
+def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Return a table in Markdown, without a last newline; its first ``left`` columns to the left, others right."""
+    rule = ["---" if column < left else "---:" for column in range(len(header))]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *lines))
+
+
 def csv_text(rows: Sequence[Mapping[str, object]], *, header: bool = True) -> str:
     """Return rows as the text of a CSV file; the first one names the columns."""
     text = io.StringIO()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from quickstudy import engine
-from quickstudy.analysis.results import measured_row
+from quickstudy.analysis.results import measured_of
 from quickstudy.engine.reproduce import Row, reproduce
 from quickstudy.engine.run import Run
 from quickstudy.errors import RecipeError
@@ -36,7 +36,7 @@ def test_a_run_is_continued_tested_and_then_done(tmp_path: Path) -> None:
     lines = record.read_text().splitlines()
     assert len(lines) == 2
     assert lines[1].startswith(f"{NAME},mse,")
-    assert measured_row(NAME, record) is None  # it is of other settings than the recipe's own
+    assert measured_of(NAME, record) is None  # it is of other settings than the recipe's own
 
     again = Row(NAME, run, [0])
     assert again.stage == "done"

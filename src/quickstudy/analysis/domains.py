@@ -15,6 +15,7 @@ from quickstudy.engine.recipe import instantiate, parse_recipe
 from quickstudy.engine.run import Run
 from quickstudy.engine.testing import Result
 from quickstudy.errors import RecipeError
+from quickstudy.files import markdown_table
 
 Row = Mapping[str, object]
 
@@ -76,7 +77,7 @@ def domains_table(rows: Sequence[Row]) -> str:
     """
     columns, lines = _columns(rows), _lines(rows)
     header = ["trained on", "recipe", "setting", *columns]
-    text = [f"| {' | '.join(header)} |", f"| --- | --- | --- |{' ---: |' * len(columns)}"]
+    text = []
     for own in lines:
         first = next(iter(own.values()))
         done, planned = (f"{first[key]:,}" for key in ("updates", "planned_updates"))
@@ -85,8 +86,8 @@ def domains_table(rows: Sequence[Row]) -> str:
             f"{done} of {planned} updates"
         )
         cells = [_cell(own[column]) if column in own else "–" for column in columns]
-        text.append(f"| {' | '.join([str(first['trained_on']), str(first['recipe']), setting, *cells])} |")
-    return "\n".join(text) + "\n"
+        text.append([str(first["trained_on"]), str(first["recipe"]), setting, *cells])
+    return markdown_table(header, text, left=3) + "\n"
 
 
 def draw_domains(rows: Sequence[Row], path: Path, title: str) -> Path:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from quickstudy.analysis.figures import PALETTE, QUIET, save
 from quickstudy.engine.recipe import parse_recipe, recipe_names, recipe_text
 from quickstudy.engine.testing import Result
+from quickstudy.files import markdown_table
 
 WAY, QUERIES, META_BATCH = 5, 15, 4
 """Of every task of the comparison; and the tasks of an update."""
@@ -74,11 +75,11 @@ def methods_table(rows: Sequence[Row]) -> str:
     shots = list(dict.fromkeys(row["shot"] for row in rows))
     cells = {(row["method"], row["shot"]): f"{row['accuracy']} ± {row['interval']}" for row in rows}
     header = ["method", *(f"{shot}-shot" for shot in shots), "meta-training, tasks/s"]
-    lines = [f"| {' | '.join(header)} |", f"| --- |{' ---: |' * (len(header) - 1)}"]
+    lines = []
     for method in _ranked(rows):
         speed = next((row["tasks_per_second"] for row in rows if row["method"] == method), "") or "–"
-        lines.append(f"| {method} | {' | '.join(cells.get((method, shot), '–') for shot in shots)} | {speed} |")
-    return "\n".join(lines) + "\n"
+        lines.append([str(method), *(cells.get((method, shot), "–") for shot in shots), str(speed)])
+    return markdown_table(header, lines) + "\n"
 
 
 def draw_methods(rows: Sequence[Row], path: Path, title: str) -> Path:

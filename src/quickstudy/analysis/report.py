@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from quickstudy.analysis.curves import draw_curves, write_curves
 from quickstudy.analysis.figures import PALETTE, QUIET, save
-from quickstudy.analysis.results import markdown, measured_row, published_of
+from quickstudy.analysis.results import cut_short, markdown, measured_rows, published_of
 from quickstudy.engine.recipe import recipe_names
 from quickstudy.engine.run import Run
 from quickstudy.files import write_text
@@ -34,49 +34,49 @@ def write_report(record: Path, runs: Sequence[Run], readme: Path = Path("README.
         levels = {f"published ({score.source}): {score}": float(score.value) for score in published_of(run.name)}
         yield draw_curves([run], path, levels)
         yield write_curves([run], path.with_suffix(".csv"))
-    for dataset in dict.fromkeys(name.split("/")[0] for name in recipe_names()):
-        names = [name for name in recipe_names() if name.startswith(f"{dataset}/") and measured_row(name, record)]
-        if names:
-            yield draw_measured(names, record, record.parent / f"measured-{dataset}.png")
+    names, rows = recipe_names(), measured_rows(record)
+    for dataset in dict.fromkeys(name.split("/")[0] for name in names):
+        own = [rows[name] for name in names if name.startswith(f"{dataset}/") and name in rows]
+        if own:
+            yield draw_measured(own, record.parent / f"measured-{dataset}.png")
     if readme.is_file() and record.parent.resolve().parent == readme.parent.resolve():
         old = readme.read_text(encoding="utf-8")
-        new = TABLE.sub(lambda match: markdown(recipe_names(), record), old)
+        new = TABLE.sub(lambda match: markdown(names, record), old)
         if new != old:
             yield write_text(readme, new)
 
 
-def draw_measured(recipes: Sequence[str], record: Path, path: Path) -> Path:
+def draw_measured(rows: Sequence[Mapping[str, str]], path: Path) -> Path:
     """Draw published and measured scores of recipes with their 95 % intervals, and each seed as a dash.
 
     Args:
-        recipes: names of recipes of one metric that were all measured.
-        record: the CSV file of measured scores.
+        rows: of :func:`~quickstudy.analysis.results.measured_rows`, of recipes of one metric.
         path: PNG, SVG or PDF file to write.
 
     Raises:
         FileError: the file cannot be written.
     """
-    figure = Figure(figsize=(6.4, 0.9 + 0.26 * len(recipes)))
+    figure = Figure(figsize=(6.4, 0.9 + 0.26 * len(rows)))
     axis = figure.subplots()
-    metric = ""
-    for line, recipe in enumerate(recipes):
-        row = measured_row(recipe, record)
-        assert row is not None
-        metric = row["metric"]
+    metric = rows[0]["metric"]
+    for line, row in enumerate(rows):
         seeds = [float(part.split(":")[1]) for part in row["per_seed"].split()]
-        cut = int(row["updates"]) < int(row["planned_updates"])
         axis.plot(seeds, [line + 0.15] * len(seeds), "|", color=PALETTE[0], alpha=0.6)
-        own = {"xerr": float(row["interval"]), "color": PALETTE[0], "markerfacecolor": "white" if cut else PALETTE[0]}
+        own = {
+            "xerr": float(row["interval"]),
+            "color": PALETTE[0],
+            "markerfacecolor": "white" if cut_short(row) else PALETTE[0],
+        }
         axis.errorbar(float(row["value"]), line + 0.15, fmt="o", markersize=4, capsize=2, **own)
-        for score in published_of(recipe):
+        for score in published_of(row["recipe"]):
             interval = float(score.interval) if score.interval else None
             axis.errorbar(
                 float(score.value), line - 0.15, xerr=interval, fmt="s", markersize=3.5, capsize=2, color=PALETTE[1]
             )
     axis.plot([], [], "s", color=PALETTE[1], markersize=3.5, label="published")
     axis.plot([], [], "o", color=PALETTE[0], markersize=4, label="measured (hollow: schedule cut short; dashes: seeds)")
-    axis.set_yticks(range(len(recipes)), [name.split("/", 1)[1] for name in recipes], fontsize=7)
-    axis.set_ylim(len(recipes) - 0.4, -0.6)
+    axis.set_yticks(range(len(rows)), [row["recipe"].split("/", 1)[1] for row in rows], fontsize=7)
+    axis.set_ylim(len(rows) - 0.4, -0.6)
     axis.set_xlabel("test accuracy, %" if metric == "accuracy" else "test error (MSE)", fontsize=8)
     if metric == "mse":
         axis.set_xscale("log")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 
 from quickstudy.engine.recipe import recipe_text
+from quickstudy.files import markdown_table
 
 
 @dataclass(frozen=True)
@@ -58,55 +59,59 @@ def _source(row: dict[str, str], identifier: str) -> str:
     return source if row["tested_on"] == row["dataset"] else f"{source}, on {row['tested_on']}"
 
 
-def measured_row(recipe: str, record: Traversable | None = None) -> dict[str, str] | None:
-    """Return what was measured of a recipe in its own setting; of several the longest trained, then the newest.
+def measured_rows(record: Traversable | None = None) -> dict[str, dict[str, str]]:
+    """Return what was measured of each recipe in its own setting; of several the longest trained, then the newest.
 
     Args:
-        recipe: its name.
         record: the CSV file of measured scores; that of the library if not given.
     """
-    rows = [row for row in _table(record or results_file("measured.csv")) if row["recipe"] == recipe]
-    rows = [row for row in rows if not row["differs"]]
-    order = [(int(row["updates"]), int(row["seeds"]), number) for number, row in enumerate(rows)]
-    return rows[max(order)[-1]] if rows else None
+    rows = [row for row in _table(record or results_file("measured.csv")) if not row["differs"]]
+    return {row["recipe"]: row for row in sorted(rows, key=lambda row: (int(row["updates"]), int(row["seeds"])))}
+
+
+def cut_short(row: Mapping[str, str]) -> bool:
+    """Return whether the training behind a row of :func:`measured_rows` ended before its schedule."""
+    return int(row["updates"]) < int(row["planned_updates"])
 
 
 def measured_of(recipe: str, record: Traversable | None = None) -> Score | None:
-    """Return the score of :func:`measured_row`; its source says how many seeds were trained, and how far."""
-    row = measured_row(recipe, record)
-    if row is None:
-        return None
+    """Return the score of a recipe in :func:`measured_rows`, if it was measured."""
+    row = measured_rows(record).get(recipe)
+    return _score(row) if row else None
+
+
+def _score(row: Mapping[str, str]) -> Score:
+    """Return the score of a row; its source says how many seeds were trained, and how far."""
     seeds = f"{row['seeds']} seed{'s' if row['seeds'] != '1' else ''}"
-    done, planned = int(row["updates"]), int(row["planned_updates"])
-    progress = "full schedule" if done >= planned else f"{done:,} of {planned:,} updates"
+    progress = (
+        f"{int(row['updates']):,} of {int(row['planned_updates']):,} updates" if cut_short(row) else "full schedule"
+    )
     return Score(row["value"], row["interval"], f"{seeds}, {progress}")
-
-
-def note_of(recipe: str) -> str:
-    """Return why the measured number of a recipe is another than the published one, where there is something to say."""
-    rows = _table(results_file("differences.csv"))
-    return next((row["why"] for row in rows if row["recipe"] == recipe), "")
 
 
 def summary(names: Sequence[str], record: Traversable | None = None) -> list[list[str]]:
     """Return a line for each recipe: its name, what was published, what was measured, and how."""
+    rows = measured_rows(record)
     lines = []
     for name in names:
-        measured = measured_of(name, record)
         published = "; ".join(f"{score} ({score.source})" for score in published_of(name))
-        lines.append(
-            [name, published or "–", str(measured or "not yet run"), measured.source if measured is not None else ""]
-        )
+        measured = _score(rows[name]) if name in rows else Score("not yet run", "", "")
+        lines.append([name, published or "–", str(measured), measured.source])
     return lines
 
 
 def markdown(names: Sequence[str], record: Traversable | None = None) -> str:
-    """Return the recipes that were measured as a table in Markdown, with a line for each that has a :func:`note_of`."""
+    """Return the recipes that were measured as a table in Markdown, and why numbers differ, where that is known."""
     lines = [line for line in summary(names, record) if line[-1]]
     header = ["recipe", "published", "measured here", "how"]
-    table = [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *lines)]
-    notes = [f"- `{name}`: {note}" for name, *_ in lines if (note := note_of(name))]
-    return "\n".join([*table, *(["", "Where the columns differ:", "", *notes] if notes else [])]) + "\n"
+    why = {row["recipe"]: row["why"] for row in _table(results_file("differences.csv"))}
+    notes = [f"- `{name}`: {why[name]}" for name, *_ in lines if name in why]
+    return (
+        "\n".join(
+            [markdown_table(header, lines, left=4), *(["", "Where the columns differ:", "", *notes] if notes else [])]
+        )
+        + "\n"
+    )
 
 
 def results_file(name: str) -> Traversable:

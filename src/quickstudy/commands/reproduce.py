@@ -39,7 +39,7 @@ def reproduce(
     from rich.console import Console
 
     from quickstudy.analysis.report import write_report
-    from quickstudy.analysis.results import measured_of, measured_row
+    from quickstudy.analysis.results import cut_short, measured_of, measured_rows
     from quickstudy.engine.recipe import matching_recipes
     from quickstudy.engine.reproduce import Row
     from quickstudy.engine.reproduce import reproduce as run_all
@@ -47,8 +47,8 @@ def reproduce(
 
     names = list(dict.fromkeys(name for part in filter.split(",") for name in matching_recipes(part.strip())))
     if missing:
-        found = {name: measured_row(name, record) for name in names}
-        names = [n for n, row in found.items() if row is None or int(row["updates"]) < int(row["planned_updates"])]
+        found = measured_rows(record)
+        names = [name for name in names if name not in found or cut_short(found[name])]
     numbers = numbers_of(seeds, "--seeds")
     rows = [Row(name, Run(runs / name), numbers) for name in names]
     console = Console()
