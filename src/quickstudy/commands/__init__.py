@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -41,10 +41,12 @@ def call(name: str, function: Callable[..., int | None], arguments: Sequence[str
     own, keywords = list(arguments), {}
     if "settings" in parameters:
         own, keywords["settings"] = _split(arguments)
-    first = next(iter(parameters.values()), None)
-    if own and not own[0].startswith("-") and first is not None and first.default is not first.empty:
-        own[0] = f"--{first.name}={own[0]}"  # `recipes sine`: jsonargparse has no optional positional arguments
     flags = {f"--{parameter.name}" for parameter in parameters.values() if parameter.default is False}
+    first = next(iter(parameters.values()), None)
+    if first is not None and first.default is not first.empty:  # jsonargparse has no optional positional arguments
+        word = _first_word(own, flags)
+        if word is not None:
+            own[word] = f"--{first.name}={own[word]}"  # `recipes sine`
     own = [f"{argument}=true" if argument in flags else argument for argument in own]
     try:
         parsed = parser.parse_args(own)
@@ -59,6 +61,19 @@ def call(name: str, function: Callable[..., int | None], arguments: Sequence[str
         hint = suggest(wrong.group(1), known) if wrong else ""
         raise RecipeError(f"{message}{hint}; see `quickstudy {name} --help`") from error
     return function(**parser.instantiate(parsed).as_dict(), **keywords)
+
+
+def _first_word(arguments: Sequence[str], flags: Collection[str]) -> int | None:
+    """Return where the first argument is that is neither an option nor the value of one."""
+    value_follows = False
+    for index, argument in enumerate(arguments):
+        if argument.startswith("-"):
+            value_follows = "=" not in argument and argument not in {*flags, "-h", "--help"}
+        elif value_follows:
+            value_follows = False
+        else:
+            return index
+    return None
 
 
 def _without_underscores(parser: ArgumentParser) -> None:
