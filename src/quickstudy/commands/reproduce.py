@@ -29,7 +29,7 @@ def reproduce(
             them; they run in this order. All recipes if not given.
         seeds: one model is trained for each, together in one job where that is faster.
         budget: minutes after which all stop, with their state saved; the next call continues.
-        jobs: trainings at a time, each a process; the cores are shared out among them.
+        jobs: trainings at a time, each a process; the cores are shared out among them, unless OMP_NUM_THREADS is set.
         missing: only recipes of which RECORD has no result of the full schedule.
         partial: when the budget is spent, test and record also what has not finished, which takes some time more.
         device: cpu, cuda, cuda:1, mps; auto is a GPU if there is one.

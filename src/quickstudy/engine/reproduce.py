@@ -101,7 +101,7 @@ def reproduce(
         rows: what to run, in this order.
         record: the CSV file to which results are appended.
         device: where to train and test.
-        jobs: processes at a time; the cores are shared out among them.
+        jobs: processes at a time; the cores are shared out among them, unless ``OMP_NUM_THREADS`` is set.
         seconds: after which all stop; no limit if ``None``.
         partial: then also test what has had no time to finish, with the best weights it has.
         tell: called whenever a stage of a row begins, or the last one ends.
@@ -114,7 +114,7 @@ def reproduce(
     """
     if jobs < 1:
         raise RecipeError(f"--jobs is at least 1, not {jobs}")
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
+    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs)), **os.environ}
 
     def start(row: Row) -> subprocess.Popen:
         tell(row)
