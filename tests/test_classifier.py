@@ -284,6 +284,7 @@ def test_a_pre_trained_backbone_is_a_nearest_centroid(
     run = engine.pretrain(settings, tmp_path / "embed", name="embed/x")
     paths, names = labelled(photos)
     classifier = FewShotClassifier(run.folder).fit(paths, names)
+    assert classifier.model_.method.temperature == run.info["temperature"] != 1
     embedding = run.backbone()(classifier.support_.x)
     assert torch.allclose(classifier.model_.method.embed(classifier.support_.x), embedding)
     x = np.stack([np.asarray(Image.open(path)) for path in paths])

@@ -19,7 +19,15 @@ from quickstudy import engine
 from quickstudy.data import Embeddings, ImageClasses
 from quickstudy.data.base import SPLITS
 from quickstudy.engine.job import Quiet
-from quickstudy.engine.pretrain import EmbedRecipe, LabelledImages, Pretrained, Pretrainer, centroid_accuracy
+from quickstudy.engine.pretrain import (
+    EmbedRecipe,
+    LabelledImages,
+    Pretrained,
+    Pretrainer,
+    best_temperature,
+    centroid_accuracy,
+    nearest_centroid,
+)
 from quickstudy.engine.recipe import dump_recipe, instantiate, parse_recipe, recipe_names, recipe_text
 from quickstudy.engine.train import Interrupted
 from quickstudy.errors import BackboneError, DataError, RecipeError, TrainingError
@@ -210,6 +218,24 @@ def test_nearest_centroids_in_angle() -> None:
         centroids = torch.stack([task.support_x[task.support_y == label].mean(0) for label in range(3)])
         cosines = torch.cosine_similarity(task.query_x[:, None], centroids, dim=-1)
         torch.testing.assert_close(share, (cosines.argmax(1) == task.query_y).float().mean())
+
+
+def test_the_best_temperature_makes_probabilities_what_they_say() -> None:
+    """Where the likelihood is highest, the mean distance to the true centroid is what the probabilities expect."""
+    torch.manual_seed(0)
+    centres = torch.randn(4, 6).repeat_interleave(10, 0)
+    classes = ImageClasses.from_offsets(
+        centres + torch.randn(40, 6), torch.arange(0, 41, 10).numpy(), ["a", "b", "c", "d"], ""
+    )
+    tasks = classes.tasks(TaskShape(3, 2, 4), 0, 50, seed=0)
+    temperature = best_temperature([tasks[:20], tasks[20:]])
+    method, true, expected = nearest_centroid(torch.nn.Flatten(), temperature), [], []
+    for task in (tasks[i] for i in range(50)):
+        logits = method.predict(method.adapt(task.support), task.query_x)
+        true.append(logits.gather(1, task.query_y[:, None])[:, 0])
+        expected.append((logits.softmax(1) * logits).sum(1))
+    assert temperature < 0.9  # these classes are further apart than distances of unit vectors tell
+    torch.testing.assert_close(torch.cat(true).mean(), torch.cat(expected).mean(), rtol=0, atol=1e-3)
 
 
 def test_the_layout_of_leo_s_authors(tmp_path: Path) -> None:

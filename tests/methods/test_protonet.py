@@ -111,3 +111,15 @@ def test_nearest_centroids_of_simpleshot_by_hand(task: Task) -> None:
         a, b = ((z - shift) / (z - shift).norm(dim=1, keepdim=True) for z in (x, qx))
         expected = -(torch.cdist(b, a.view(4, 2, -1).mean(1)) ** 2)
         torch.testing.assert_close(simple(task, normalise), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_temperature_divides_distances(task: Task) -> None:
+    plain, cold = (built_with(task, temperature) for temperature in (1.0, 0.25))
+    torch.testing.assert_close(cold, 4 * plain)
+    with pytest.raises(RecipeError, match="temperature above zero, not by 0"):
+        ProtoNet(nn.Flatten(), temperature=0)
+
+
+def built_with(task: Task, temperature: float) -> Tensor:
+    method = ProtoNet(nn.Flatten(), temperature=temperature).build(task)
+    return method.predict(method.adapt(task.support), task.query_x)

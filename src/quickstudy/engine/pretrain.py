@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from math import nan
+from math import exp, log, nan
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -31,6 +31,7 @@ from quickstudy.engine.run import Run, environment
 from quickstudy.engine.statistics import estimate
 from quickstudy.engine.train import Listener, NotFinite, build_optimizer, caught_signals, train_group
 from quickstudy.errors import RecipeError
+from quickstudy.methods import ProtoNet
 from quickstudy.nn import FixedStatistics, adopt, population_statistics
 from quickstudy.task import Task, TaskShape
 
@@ -237,6 +238,32 @@ def centroid_accuracy(tasks: Task) -> Tensor:
     return (nearest == tasks.query_y).float().mean(-1)
 
 
+def nearest_centroid(backbone: nn.Module, temperature: float = 1.0) -> ProtoNet:
+    """Return what a backbone that tells many classes apart is to be used as: SimpleShot with L2N."""
+    return ProtoNet(backbone, normalise="l2", temperature=temperature)
+
+
+def best_temperature(batches: Iterable[Task]) -> float:
+    """Return the temperature with which nearest centroids give the classes of queries the best log-likelihood.
+
+    Args:
+        batches: tasks of embeddings, ``[B, M, features]``.
+    """
+    from scipy.optimize import minimize_scalar
+
+    method, logits, labels = nearest_centroid(nn.Flatten()), [], []
+    for batch in batches:
+        for task in (batch[number] for number in range(len(batch))):
+            logits.append(method.predict(method.adapt(task.support), task.query_x).double())
+            labels.append(task.query_y)
+    every, label = torch.cat(logits), torch.cat(labels)
+
+    def surprise(logarithm: float) -> float:
+        return F.cross_entropy(every / exp(logarithm), label).item()
+
+    return exp(minimize_scalar(surprise, bounds=(log(1e-3), log(1e3)), method="bounded").x)
+
+
 class Pretrainer:
     """A pre-training, and all of its state that changes (a :class:`~quickstudy.engine.train.Trainee`).
 
@@ -374,18 +401,22 @@ class Pretrainer:
                 ]
             )
 
+    def tasks(self, embeddings: Tensor, start: int, stop: int) -> Iterator[Task]:
+        """Return validation tasks of these numbers, ``[B, ...]`` at a time, of the embeddings of all images of it."""
+        val = self.images["val"]
+        source = grouped(embeddings, val.names(), val.classes.title)
+        for own in torch.arange(start, stop).split(DRAWN_AT_ONCE):
+            yield source.tasks(self.recipe.validation.task, int(own[0]), int(own[-1]) + 1, seed=self.seeds[0])
+
     def validate(self) -> list[dict[str, Any]]:
         """Validate, keep the best backbone, and return the new row of metrics.
 
         Training loss and accuracy of a row are means over the updates since the last validation.
         """
         settings, (seed,) = self.recipe.validation, self.seeds
-        fixed, val = self.fixed(), self.images["val"]
-        source = grouped(self.embeddings(fixed, "val"), val.names(), val.classes.title)
-        start = len(self.history) * settings.tasks
-        numbers = torch.arange(start, start + settings.tasks).split(DRAWN_AT_ONCE)
-        tasks = (source.tasks(settings.task, int(own[0]), int(own[-1]) + 1, seed=seed) for own in numbers)
-        score = estimate(torch.cat([centroid_accuracy(batch) for batch in tasks]))
+        fixed, start = self.fixed(), len(self.history) * settings.tasks
+        batches = self.tasks(self.embeddings(fixed, "val"), start, start + settings.tasks)
+        score = estimate(torch.cat([centroid_accuracy(batch) for batch in batches]))
         if score.mean > self.best_scores[0]:
             self.best_scores = [score.mean]
             self.best = {name: tensor.detach().cpu().clone() for name, tensor in fixed.state_dict().items()}
@@ -490,9 +521,11 @@ def pretrain(
         trainer.load(state)
     with caught_signals() as received:
         train_group(trainer, run, listener or Quiet(), [], received)
-    network = run.backbone().to(device)
+    network, temperature = run.backbone().to(device), 1.0
     for split in SPLITS:
         embeddings = trainer.embeddings(network, split, f"embedding the images of {split}")
+        if split == "val":
+            temperature = best_temperature(trainer.tasks(embeddings, 0, trainer.recipe.validation.tasks))
         write_embeddings(run.embeddings, split, embeddings, names[split], layout)
     best = max(trainer.history, key=lambda row: row["val_score"])
     run.write_info(
@@ -502,6 +535,7 @@ def pretrain(
             "embeddings": {split: len(names[split]) for split in SPLITS},
             "features": trainer.classifier.head.in_features,
             "layout": layout,
+            "temperature": temperature,
         }
     )
     return run

@@ -14,13 +14,13 @@ from torch import nn
 from quickstudy.data.base import Dataset
 from quickstudy.data.reader import PictureReader
 from quickstudy.engine.checkpoint import load_weights, save_weights
-from quickstudy.engine.pretrain import EmbedRecipe, Pretrained
+from quickstudy.engine.pretrain import EmbedRecipe, Pretrained, nearest_centroid
 from quickstudy.engine.recipe import dump_recipe, instantiate, parse_recipe, recipe_text
 from quickstudy.engine.run import Run
 from quickstudy.engine.testing import calibrate, trained_methods
 from quickstudy.errors import RecipeError, TrainingError
 from quickstudy.files import write_text
-from quickstudy.methods import Method, ProtoNet
+from quickstudy.methods import Method
 from quickstudy.nn import FixedStatistics, adopt
 from quickstudy.task import Task, TaskShape
 
@@ -34,12 +34,15 @@ class Parts:
 
     Args:
         method: the meta-learner, if there is one.
-        backbone: if not, a network that was pre-trained as a classifier, to be used as :func:`nearest_centroid`.
+        backbone: if not, a network that was pre-trained as a classifier, to be used as
+            :func:`~quickstudy.engine.pretrain.nearest_centroid`.
+        temperature: of that.
         reader: what makes pictures its inputs; if not given, these are arrays, taken as they are.
     """
 
     method: Method | None = None
     backbone: nn.Module | None = None
+    temperature: float = 1.0
     reader: PictureReader | None = None
 
 
@@ -97,8 +100,9 @@ class Trained:
             settings = parse_recipe(pretrained.recipe_text, kind=EmbedRecipe)
             dataset = instantiate(settings, EmbedRecipe).dataset
             example = dataset.split("val").tasks(TaskShape(2, 1, 1), 0, 1, seed=0)[0]
-            method = nearest_centroid(pretrained.backbone()).build(example)
-            return cls._from(method, dataset, settings, backbone=settings.backbone)
+            temperature = pretrained.info["temperature"]
+            method = nearest_centroid(pretrained.backbone(), temperature).build(example)
+            return cls._from(method, dataset, settings, backbone=settings.backbone, temperature=temperature)
         run = Run.open(folder)
         seeds: list[int] = run.info["seeds"]
         if seed is not None and seed not in seeds:
@@ -111,8 +115,8 @@ class Trained:
         return cls._from(method, recipe.dataset, settings, method=settings.method)
 
     @classmethod
-    def _from(cls, built: Method, dataset: Dataset, settings: Namespace, **part: Namespace) -> Self:
-        """Return a built method, given the settings of its recipe, and among them those of the method or backbone."""
+    def _from(cls, built: Method, dataset: Dataset, settings: Namespace, **part: Any) -> Self:
+        """Return a built method, given the settings of its recipe, and the parts that it consists of."""
         reader = PictureReader.of(built.input_shape, dataset)
         parts = Namespace(**part)
         if reader is not None:
@@ -131,7 +135,7 @@ class Trained:
             if parts.backbone is not None:
                 adopt(parts.backbone, x)
                 fixed = {name.removeprefix("backbone."): tensor for name, tensor in weights.items()}
-                method = nearest_centroid(FixedStatistics.restore(parts.backbone, fixed))
+                method = nearest_centroid(FixedStatistics.restore(parts.backbone, fixed), parts.temperature)
             if method is None:
                 raise TrainingError(f"{folder / PARTS} is damaged: it has neither a method nor a backbone")
             method.build(Task(x, y, x, y, way))
@@ -155,11 +159,6 @@ class Trained:
         save_weights(folder / WEIGHTS, self.method.state_dict())
         write_text(folder / PARTS, self.parts)
         write_info(folder / INFO, input_shape=[*self.method.input_shape], way=self.method.way)
-
-
-def nearest_centroid(backbone: nn.Module) -> ProtoNet:
-    """Return what a backbone that tells many classes apart is to be used as: SimpleShot with L2N."""
-    return ProtoNet(backbone, normalise="l2")
 
 
 def write_info(path: Path, **values: Any) -> None:

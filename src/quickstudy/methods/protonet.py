@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from quickstudy.errors import RecipeError
 from quickstudy.methods.base import Method, Norm
 from quickstudy.nn import Statistics
 from quickstudy.task import Support, Task
@@ -25,7 +26,7 @@ class Prototypes(NamedTuple):
 class ProtoNet(Method):
     r"""Prototypical networks (Snell, Swersky & Zemel, 2017).
 
-    .. math:: c_k = \frac{1}{K} \sum_{y_i = k} f(x_i), \qquad p(k \mid x) \propto \exp(-d(f(x), c_k))
+    .. math:: c_k = \frac{1}{K} \sum_{y_i = k} f(x_i), \qquad p(k \mid x) \propto \exp(-d(f(x), c_k) / \tau)
 
     Nothing depends on the number of classes, so the way in meta-training may differ from the way in test.
 
@@ -39,6 +40,8 @@ class ProtoNet(Method):
         normalise: what is done to each embedding before means and distances are taken: nothing; ``l2`` scales it to
             length one; ``centred-l2`` first subtracts the mean embedding of the meta-training classes, which is
             measured before a test (:meth:`calibrate`), and zero until then.
+        temperature: :math:`\tau`, by which distances are divided. Which class is the most probable does not depend
+            on it, how probable it is does: distances of embeddings of length one are at most 4.
         norm: whose statistics normalise queries (:class:`Method`). With ``joint`` support and query pass
             the embedding together in meta-training, as Snell's code does, and in test.
     """
@@ -51,11 +54,15 @@ class ProtoNet(Method):
         backbone: nn.Module,
         distance: Distance = "euclidean",
         normalise: Literal["none", "l2", "centred-l2"] = "none",
+        temperature: float = 1.0,
         norm: Norm = "batch",
     ) -> None:
         super().__init__(backbone, norm)
+        if not temperature > 0:
+            raise RecipeError(f"ProtoNet divides distances by a temperature above zero, not by {temperature}")
         self.distance: Distance = distance
         self.normalise = normalise
+        self.temperature = temperature
         self.calibration_tasks = 100 if normalise == "centred-l2" else 0
 
     def create(self, features: int, outputs: int) -> None:
@@ -78,7 +85,7 @@ class ProtoNet(Method):
             means, queries = prototypes(embedding[: len(state.x)], state), embedding[len(state.x) :]
         else:
             means, queries = state.means, self.normalised(self.embed(query_x, state.statistics))
-        return -distances(queries, means, self.distance)
+        return -distances(queries, means, self.distance) / self.temperature
 
     def normalised(self, embedding: Tensor) -> Tensor:
         """Return embeddings ``[M, features]`` as means and distances are to see them."""
