@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from quickstudy.errors import BackboneError
-from quickstudy.nn import BatchNorm, recorded, replayed
+from quickstudy.nn import BatchNorm, Conv4, recorded, replayed
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (6, 4, 5, 5)])
@@ -21,6 +21,16 @@ def test_equals_torch_in_training_mode(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(ours(x), theirs(x))
     with recorded():  # computed from primitives
         torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_what_scales_start_from() -> None:
+    torch.manual_seed(0)
+    one, other = (Conv4(blocks=2, scale="uniform").norms for _ in range(2))
+    scales = torch.cat([norm.weight for norm in one])
+    assert ((scales > 0) & (scales < 1)).all()
+    assert scales.mean().item() == pytest.approx(0.5, abs=0.1)
+    assert not torch.equal(one[0].weight, other[0].weight)
+    assert (Conv4().norms[0].weight == 1).all()
 
 
 def test_replayed_statistics_make_queries_independent_of_each_other() -> None:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quickstudy.nn.layers import Conv2d
-from quickstudy.nn.norm import BatchNorm
+from quickstudy.nn.norm import BatchNorm, Scale
 
 
 class Conv4(nn.Module):
@@ -19,14 +19,15 @@ class Conv4(nn.Module):
         channels: filters of every block.
         blocks: number of blocks.
         eps: of the batch norms (the LSTM meta-learner uses 1e-3).
+        scale: of the batch norms, what it starts from (:class:`~quickstudy.nn.BatchNorm`).
 
     Shapes: ``[M, C, H, W]`` to ``[M, channels * (H // 2**blocks) * (W // 2**blocks)]``.
     """
 
-    def __init__(self, channels: int = 64, blocks: int = 4, eps: float = 1e-5) -> None:
+    def __init__(self, channels: int = 64, blocks: int = 4, eps: float = 1e-5, scale: Scale = "ones") -> None:
         super().__init__()
         self.convs = nn.ModuleList(Conv2d(channels, 3, padding=1) for _ in range(blocks))
-        self.norms = nn.ModuleList(BatchNorm(channels, eps) for _ in range(blocks))
+        self.norms = nn.ModuleList(BatchNorm(channels, eps, scale) for _ in range(blocks))
 
     def block(self, number: int, x: Tensor) -> Tensor:
         """Run one block: ``[M, C, H, W]`` to ``[M, channels, H // 2, W // 2]``."""

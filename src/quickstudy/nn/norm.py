@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -59,18 +59,23 @@ def replayed(statistics: Sequence[tuple[Tensor, Tensor]]) -> Iterator[None]:
         _replaying.reset(token)
 
 
+Scale = Literal["ones", "uniform"]
+
+
 class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the second, without running statistics (Ioffe & Szegedy, 2015).
 
     Args:
         channels: size of axis 1 of the input, ``[M, channels]`` or ``[M, channels, height, width]``.
         eps: added to the (biased) variance.
+        scale: what the scales of the channels start from: ``ones``, or a ``uniform`` draw from 0 to 1, as PyTorch began
+            them until version 1.1 of 2019, and with it much of what was published until then.
     """
 
-    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+    def __init__(self, channels: int, eps: float = 1e-5, scale: Scale = "ones") -> None:
         super().__init__()
         self.eps = eps
-        self.weight = nn.Parameter(torch.ones(channels))
+        self.weight = nn.Parameter(torch.ones(channels) if scale == "ones" else torch.rand(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
