@@ -53,19 +53,42 @@ def test_the_measured_number_is_the_longest_trained_of_the_recipes_own_setting(
 ) -> None:
     def row(value: str, updates: int, differs: str = "", seeds: str = "1") -> dict[str, str]:
         schedule = {"updates": str(updates), "planned_updates": "100"}
-        return {"recipe": "r", "value": value, "interval": "1", "differs": differs, "seeds": seeds, **schedule}
+        of = {"recipe": "r", "metric": "accuracy", "value": value, "interval": "1"}
+        return {**of, "differs": differs, "seeds": seeds, **schedule}
 
     table = [row("1", 100), row("2", 50), row("3", 100), row("4", 200, "train.updates 200")]
     monkeypatch.setattr(results, "_table", lambda name: table)
     found = measured_of("r")
-    assert (str(found), found.source if found else "") == ("3 ± 1", "1 seed, full schedule")
+    assert (str(found), found.source if found else "") == ("3.00 ± 1.00", "1 seed, full schedule")
     table.append(row("5", 100, seeds="3"))
-    assert str(measured_of("r")) == "5 ± 1"
+    assert str(measured_of("r")) == "5.00 ± 1.00"
     del table[:1], table[1:]
     found = measured_of("r")
     assert found is not None
     assert found.source == "1 seed, 50 of 100 updates"
     assert measured_of("another") is None
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "interval", "shown"),
+    [
+        ("accuracy", "81.362", "0.5", "81.36 ± 0.50"),
+        ("accuracy", "99.589", "0.077", "99.59 ± 0.08"),
+        ("accuracy", "80", "nan", "80.00"),
+        ("mse", "0.0058342", "0.00019", "0.00583 ± 0.00019"),
+        ("mse", "0.17906", "0.012", "0.179 ± 0.012"),
+        ("mse", "0.51523", "0.02", "0.515 ± 0.020"),
+        ("mse", "31.2", "12", "31 ± 12"),
+        ("mse", "312", "120", "312 ± 120"),
+    ],
+)
+def test_a_measured_number_has_the_digits_that_its_interval_gives_it(
+    monkeypatch: pytest.MonkeyPatch, metric: str, value: str, interval: str, shown: str
+) -> None:
+    row = {"recipe": "r", "differs": "", "updates": "1", "planned_updates": "1", "seeds": "1"}
+    row |= {"metric": metric, "value": value, "interval": interval}
+    monkeypatch.setattr(results, "_table", lambda name: [row])
+    assert str(measured_of("r")) == shown
 
 
 def test_the_summary_has_a_line_for_each_recipe() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -81,12 +82,19 @@ def measured_of(recipe: str, record: Traversable | None = None) -> Score | None:
 
 
 def _score(row: Mapping[str, str]) -> Score:
-    """Return the score of a row; its source says how many seeds were trained, and how far."""
+    """Return the score of a row; its source says how many seeds were trained, and how far.
+
+    Percentages have two decimals, as tables have them, and errors as many as give their interval two digits.
+    """
     seeds = f"{row['seeds']} seed{'s' if row['seeds'] != '1' else ''}"
     progress = (
         f"{int(row['updates']):,} of {int(row['planned_updates']):,} updates" if cut_short(row) else "full schedule"
     )
-    return Score(row["value"], row["interval"], f"{seeds}, {progress}")
+    interval = float(row["interval"])
+    known = interval > 0  # of a single task none is
+    digits = 2 if row["metric"] == "accuracy" or not known else max(0, 1 - math.floor(math.log10(interval)))
+    value = f"{float(row['value']):.{digits}f}"
+    return Score(value, f"{interval:.{digits}f}" if known else "", f"{seeds}, {progress}")
 
 
 def summary(names: Sequence[str], record: Traversable | None = None) -> list[list[str]]:
