@@ -116,7 +116,8 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with few and small images of a few classes, laid out as the datasets of photographs are."""
     root = tmp_path_factory.mktemp("photographs")
     classes = {split: [f"{split}{number}" for number in range(5)] for split in SPLITS}
-    write_class_folders(root / "miniImagenet", classes, images=7)
+    many = classes | {"train": [f"train{number}" for number in range(20)]}  # for training of more ways than the test
+    write_class_folders(root / "miniImagenet", many, images=7)
     write_class_folders(root / "tieredImageNet", classes, images=7)
     write_class_folders(root / "cifar-fs", classes, images=7)
     birds = [f"{number:03d}.Bird" for number in range(1, 21)]  # ten, five and five of the splits
