@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from quickstudy.analysis import measured_of, published_of, results, summary
-from quickstudy.analysis.results import results_file
+from quickstudy.analysis import measured_of, published_levels, published_of, results, summary
+from quickstudy.analysis.results import published_elsewhere, results_file
 from quickstudy.engine.recipe import recipe_names, recipe_text
 
 ROWS = list(csv.DictReader(results_file("published.csv").read_text(encoding="utf-8").splitlines()))
@@ -89,6 +89,28 @@ def test_a_measured_number_has_the_digits_that_its_interval_gives_it(
     row |= {"metric": metric, "value": value, "interval": interval}
     monkeypatch.setattr(results, "_table", lambda name: [row])
     assert str(measured_of("r")) == shown
+
+
+def test_numbers_on_other_datasets_stand_beside_those_published_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    name, common = "cub/protonet-conv4-5w1s", {"metric": "accuracy", "interval": "0.5", "seeds": "1"}
+    schedule = {"recipe": "cub/protonet-conv4-5w1s", "updates": "1", "planned_updates": "1"}
+    there = {**schedule, **common, "tested_on": "miniimagenet"}
+    table = [
+        {**there, "value": "60", "tested_on": "cub", "differs": ""},
+        {**there, "value": "30", "differs": "test tested_on miniimagenet; test images of 3×90×90 as 3×84×84"},
+        {**there, "value": "10", "differs": "test tested_on miniimagenet; test queries 1"},
+        {**there, "value": "20", "differs": "train.updates 1; test tested_on miniimagenet"},
+    ]
+    published, known = published_of(name), results._table
+    assert {score.tested_on for score in published} == {"", "miniimagenet"}
+    assert published_elsewhere(name) == ["miniimagenet"]
+    measured = results_file("measured.csv")
+    monkeypatch.setattr(results, "_table", lambda file: table if file == measured else known(file))
+    ((_, told, found, how),) = summary([name])
+    assert "(huisman2023, on miniimagenet)" in told
+    assert (found, how) == ("60.00 ± 0.50; 30.00 ± 0.50 on miniimagenet", "1 seed, full schedule")
+    assert all("miniimagenet" not in level for level in published_levels([name, "a user's own"]))
+    assert len(published_levels([name])) == len([score for score in published if not score.tested_on])
 
 
 def test_the_summary_has_a_line_for_each_recipe() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers import write_class_folders
 
 from quickstudy import engine
 from quickstudy.analysis.results import measured_of
+from quickstudy.data.base import SPLITS
 from quickstudy.engine.reproduce import Row, reproduce
 from quickstudy.engine.run import Run
 from quickstudy.errors import RecipeError
@@ -65,6 +68,24 @@ def test_what_fails_says_why_and_does_not_stop_others(tmp_path: Path) -> None:
     assert (tmp_path / "a/mine.txt").exists()
     with pytest.raises(RecipeError, match="at least 1"):
         reproduce([good], tmp_path / "measured.csv", device="cpu", jobs=0)
+
+
+def test_what_is_published_on_other_datasets_is_tested_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUICKSTUDY_DATA", str(tmp_path))
+    photos = {split: [f"{split}{number}" for number in range(5)] for split in SPLITS}
+    write_class_folders(tmp_path / "cifar-fs", photos, images=4)
+    name, few = "glyphs/protonet-conv4-5w1s", ("--train.updates=1", "--test.tasks=2", "--test.task.queries=2")
+    small = ("--method.backbone.channels=2", "--train.trace=false", "--validation.tasks=1")
+    settings = engine.parse_recipe(engine.recipe_text(name), [*few, *small])
+    run, record = engine.train(settings, tmp_path / "run", name=name), tmp_path / "measured.csv"
+    row = Row(name, run, [0], ["cifar-fs", "cub"])  # birds are not here
+    reproduce([row], record, device="cpu")
+    assert row.stage == "done", row.message
+    own, there = csv.DictReader(record.read_text().splitlines())
+    assert (own["tested_on"], there["tested_on"]) == ("glyphs", "cifar-fs")
+    assert "test tested_on cifar-fs" in there["differs"]
+    assert Row(name, run, [0], ["cifar-fs"]).stage == "done"
+    assert Row(name, run, [0], ["cifar-fs", "sine"]).stage == "test"
 
 
 def test_data_that_is_not_here_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

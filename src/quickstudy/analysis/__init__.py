@@ -2,7 +2,7 @@
 
 from quickstudy.analysis.curves import draw_curves, write_curves
 from quickstudy.analysis.pictures import draw_task, draw_waves
-from quickstudy.analysis.results import Score, markdown, measured_of, published_of, summary
+from quickstudy.analysis.results import Score, markdown, measured_of, published_levels, published_of, summary
 
 __all__ = [
     "Score",
@@ -11,6 +11,7 @@ __all__ = [
     "draw_waves",
     "markdown",
     "measured_of",
+    "published_levels",
     "published_of",
     "summary",
     "write_curves",

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from quickstudy.analysis.curves import draw_curves, write_curves
 from quickstudy.analysis.figures import PALETTE, QUIET, save
-from quickstudy.analysis.results import cut_short, markdown, measured_rows, published_of
+from quickstudy.analysis.results import cut_short, markdown, measured_rows, published_levels, published_of
 from quickstudy.engine.recipe import recipe_names
 from quickstudy.engine.run import Run
 from quickstudy.files import write_text
@@ -31,8 +31,7 @@ def write_report(record: Path, runs: Sequence[Run], readme: Path = Path("README.
     """
     for run in runs:
         path = record.parent / "curves" / f"{run.name.replace('/', '-')}.png"
-        levels = {f"published ({score.source}): {score}": float(score.value) for score in published_of(run.name)}
-        yield draw_curves([run], path, levels)
+        yield draw_curves([run], path, published_levels([run.name]))
         yield write_curves([run], path.with_suffix(".csv"))
     names, rows = recipe_names(), measured_rows(record)
     for dataset in dict.fromkeys(name.split("/")[0] for name in names):
@@ -68,7 +67,7 @@ def draw_measured(rows: Sequence[Mapping[str, str]], path: Path) -> Path:
             "markerfacecolor": "white" if cut_short(row) else PALETTE[0],
         }
         axis.errorbar(float(row["value"]), line + 0.15, fmt="o", markersize=4, capsize=2, **own)
-        for score in published_of(row["recipe"]):
+        for score in (score for score in published_of(row["recipe"]) if not score.tested_on):
             interval = float(score.interval) if score.interval else None
             axis.errorbar(
                 float(score.value), line - 0.15, xerr=interval, fmt="s", markersize=3.5, capsize=2, color=PALETTE[1]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from quickstudy.engine.recipe import recipe_text
+from quickstudy.engine.recipe import recipe_names, recipe_text
 from quickstudy.files import markdown_table
 
 
@@ -25,14 +25,21 @@ class Score:
         value: accuracy in percent, or a mean squared error, as it was written.
         interval: half-width of its 95 % interval, or empty if none is known.
         source: where it comes from: the key of a paper, or how it was measured.
+        tested_on: the dataset, if it is another than that of the recipe.
     """
 
     value: str
     interval: str
     source: str
+    tested_on: str = ""
 
     def __str__(self) -> str:
         return f"{self.value} ± {self.interval}" if self.interval else self.value
+
+    @property
+    def origin(self) -> str:
+        """Its source, and where it was tested if that is another dataset."""
+        return f"{self.source}, on {self.tested_on}" if self.tested_on else self.source
 
 
 def published_of(recipe: str) -> list[Score]:
@@ -44,10 +51,29 @@ def published_of(recipe: str) -> list[Score]:
     known = {row["id"]: row for row in _published()}
     identifiers = yaml.safe_load(recipe_text(recipe)).get("published", [])
     return [
-        Score(row["value"], row["interval"], _source(row, identifier))
+        Score(row["value"], row["interval"], identifier.rsplit("/", 1)[1], _elsewhere(row, row["dataset"]))
         for identifier in identifiers
         if (row := known.get(identifier))
     ]
+
+
+def published_elsewhere(recipe: str) -> list[str]:
+    """Return the names of the other datasets on which numbers of a recipe are published."""
+    return [*dict.fromkeys(score.tested_on for score in published_of(recipe) if score.tested_on)]
+
+
+def published_levels(names: Sequence[str]) -> dict[str, float]:
+    """Return the published numbers of recipes on their own datasets, each with words for what it is.
+
+    Names that are those of no recipe have none.
+    """
+    levels = {}
+    for name in set(names) & set(recipe_names()):
+        for score in published_of(name):
+            if not score.tested_on:
+                own = f"{name}, " if len(names) > 1 else ""
+                levels[f"{own}published ({score.source}): {score}"] = float(score.value)
+    return levels
 
 
 @cache
@@ -55,9 +81,8 @@ def _published() -> list[dict[str, str]]:
     return _table(results_file("published.csv"))
 
 
-def _source(row: dict[str, str], identifier: str) -> str:
-    source = identifier.rsplit("/", 1)[1]
-    return source if row["tested_on"] == row["dataset"] else f"{source}, on {row['tested_on']}"
+def _elsewhere(row: Mapping[str, str], own: str) -> str:
+    return "" if row["tested_on"] == own else row["tested_on"]
 
 
 def measured_rows(record: Traversable | None = None) -> dict[str, dict[str, str]]:
@@ -66,8 +91,26 @@ def measured_rows(record: Traversable | None = None) -> dict[str, dict[str, str]
     Args:
         record: the CSV file of measured scores; that of the library if not given.
     """
-    rows = [row for row in _table(record or results_file("measured.csv")) if not row["differs"]]
-    return {row["recipe"]: row for row in sorted(rows, key=lambda row: (int(row["updates"]), int(row["seeds"])))}
+    return {row["recipe"]: row for row in _in_order(record) if not row["differs"]}
+
+
+def measured_elsewhere(record: Traversable | None = None) -> dict[tuple[str, str], dict[str, str]]:
+    """Return what was measured of each recipe on each other dataset and else as the recipe says.
+
+    Args:
+        record: as of :func:`measured_rows`.
+    """
+    moved = ("test tested_on ", "test images ")  # images are brought to what the model reads
+    return {
+        (row["recipe"], row["tested_on"]): row
+        for row in _in_order(record)
+        if row["differs"].startswith(moved[0]) and all(part.startswith(moved) for part in row["differs"].split("; "))
+    }
+
+
+def _in_order(record: Traversable | None) -> list[dict[str, str]]:
+    rows = _table(record or results_file("measured.csv"))
+    return sorted(rows, key=lambda row: (int(row["updates"]), int(row["seeds"])))
 
 
 def cut_short(row: Mapping[str, str]) -> bool:
@@ -99,12 +142,15 @@ def _score(row: Mapping[str, str]) -> Score:
 
 def summary(names: Sequence[str], record: Traversable | None = None) -> list[list[str]]:
     """Return a line for each recipe: its name, what was published, what was measured, and how."""
-    rows = measured_rows(record)
+    rows, elsewhere = measured_rows(record), measured_elsewhere(record)
     lines = []
     for name in names:
-        published = "; ".join(f"{score} ({score.source})" for score in published_of(name))
+        published = published_of(name)
         measured = _score(rows[name]) if name in rows else Score("not yet run", "", "")
-        lines.append([name, published or "–", str(measured), measured.source])
+        where = published_elsewhere(name)
+        others = [f"{_score(elsewhere[name, on])} on {on}" for on in where if (name, on) in elsewhere]
+        told = "; ".join(f"{score} ({score.origin})" for score in published)
+        lines.append([name, told or "–", "; ".join([str(measured), *others]), measured.source])
     return lines
 
 

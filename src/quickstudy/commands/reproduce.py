@@ -21,8 +21,9 @@ def reproduce(
 ) -> int | None:
     """Train recipes to their full schedule, test them, and put the results beside the published ones.
 
-    What is done already is not done again, and what was stopped is continued. Each result is appended to RECORD, and
-    in the end the figures beside it and the table of README.md are made anew.
+    Those with numbers published on other datasets are tested on these too, where they are on this machine. What is done
+    already is not done again, and what was stopped is continued. Each result is appended to RECORD, and in the end the
+    figures beside it and the table of README.md are made anew.
 
     Args:
         filter: names of recipes, or beginnings of words in them (as of `quickstudy recipes`), with commas between
@@ -39,7 +40,7 @@ def reproduce(
     from rich.console import Console
 
     from quickstudy.analysis.report import write_report
-    from quickstudy.analysis.results import cut_short, measured_of, measured_rows
+    from quickstudy.analysis.results import cut_short, measured_of, measured_rows, published_elsewhere
     from quickstudy.engine.recipe import matching_recipes
     from quickstudy.engine.reproduce import Row
     from quickstudy.engine.reproduce import reproduce as run_all
@@ -50,7 +51,7 @@ def reproduce(
         found = measured_rows(record)
         names = [name for name in names if name not in found or cut_short(found[name])]
     numbers = numbers_of(seeds, "--seeds")
-    rows = [Row(name, Run(runs / name), numbers) for name in names]
+    rows = [Row(name, Run(runs / name), numbers, published_elsewhere(name)) for name in names]
     console = Console()
 
     def tell(row: Row) -> None:

@@ -12,9 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
+from quickstudy.data.base import Dataset
+from quickstudy.data.registry import dataset_entry
 from quickstudy.engine.recipe import instantiate, parse_recipe, recipe_text
 from quickstudy.engine.run import Run
-from quickstudy.engine.testing import kept_result
+from quickstudy.engine.testing import Wish, kept_result
 from quickstudy.engine.train import caught_signals
 from quickstudy.errors import QuickstudyError, RecipeError
 
@@ -31,28 +33,29 @@ class Row:
         recipe: its name.
         run: where its run is kept.
         seeds: one model is trained for each; a run that has begun keeps its own.
+        elsewhere: names of other datasets to test it on as well, those of them that are on this machine.
 
     Attributes:
         stage: what is to be done next, or how it ended.
         message: why it ended so.
     """
 
-    def __init__(self, recipe: str, run: Run, seeds: Sequence[int]) -> None:
+    def __init__(self, recipe: str, run: Run, seeds: Sequence[int], elsewhere: Sequence[str] = ()) -> None:
         self.recipe, self.run, self.seeds = recipe, run, seeds
+        here = [on for on in elsewhere if not _missing(dataset_entry(on).load()())]
+        self._tests: list[str | None] = [None, *here]  # datasets that are left to be tested on, its own first
         self.message = ""
         made = instantiate(parse_recipe(recipe_text(recipe)))
         self.trains = made.train.updates > 0
         self.stage: Stage = "train"
-        try:
-            missing = "not on this machine" if made.dataset.location() is None else ""
-        except QuickstudyError as error:
-            missing = str(error)
+        missing = _missing(made.dataset)
         if missing:
             self.stage, self.message = "no data", f"{made.dataset.name}: {missing}; `quickstudy data list` tells more"
         elif not self.trains:
             self.stage = "test"
         elif run.exists() and run.finished:
-            self.stage = "done" if kept_result(run) else "test"
+            self._tests = [on for on in self._tests if kept_result(run, Wish(on=on)) is None]
+            self.stage = "test" if self._tests else "done"
 
     @property
     def log(self) -> Path:
@@ -68,7 +71,8 @@ class Row:
         """Return the arguments of ``quickstudy`` that do what is to be done next."""
         on = ["--device", device]
         if self.stage == "test":
-            return ["test", str(self.run.folder) if self.trains else self.recipe, "--record", str(record), *on]
+            there = [] if self._tests[0] is None else ["--on", self._tests[0]]
+            return ["test", str(self.run.folder) if self.trains else self.recipe, *there, "--record", str(record), *on]
         if self.run.exists():
             return ["train", str(self.run.folder), "--resume", *on]
         return ["train", self.recipe, "--seeds", ",".join(map(str, self.seeds)), "--out", str(self.run.folder), *on]
@@ -76,10 +80,20 @@ class Row:
     def ended(self, status: int) -> None:
         """Take note of how the process of a stage ended."""
         if status == 0:
-            self.stage = "test" if self.stage == "train" else "done"
+            if self.stage == "test":
+                self._tests.pop(0)
+            self.stage = "test" if self._tests else "done"
         else:
             lines = self.log.read_text(errors="replace").strip().splitlines()
             self.stage, self.message = "failed", lines[-1] if lines else f"exit status {status}"
+
+
+def _missing(dataset: Dataset) -> str:
+    """Say why a dataset cannot be used here; nothing if it can."""
+    try:
+        return "not on this machine" if dataset.location() is None else ""
+    except QuickstudyError as error:
+        return str(error)
 
 
 def reproduce(
