@@ -231,3 +231,16 @@ def test_the_real_one_is_complete(own_data: str) -> None:
     assert all(known[name] == split for split in SPLITS for name in files[split])
     image = files["test"]["worm"][599]
     assert decode_image(image.read_bytes(), str(image), mode="RGB").size == (32, 32)
+
+
+def test_published_images_are_packed_as_they_lie(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees to see it upright
+    for split, names in NAMES.items():
+        for name in names:
+            (tmp_path / "cifar-fs" / split / name).mkdir(parents=True)
+            Image.fromarray(pixels).save(tmp_path / "cifar-fs" / split / name / "0.png", exif=exif)
+    source = CIFARFS(root=str(tmp_path / "cifar-fs")).split("val")
+    assert isinstance(source, ImageClasses)
+    assert (source.images == torch.from_numpy(pixels).movedim(2, 0)).all()

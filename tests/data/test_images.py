@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from quickstudy.data.images import BLOCK, ImageClasses, draw_distinct
+from quickstudy.data import images as images_module
+from quickstudy.data.base import generator
+from quickstudy.data.images import BLOCK, Blocks, ImageClasses, draw_distinct
 from quickstudy.errors import DataError
 from quickstudy.task import Task, TaskShape
 
@@ -110,6 +112,26 @@ def test_the_stream_outlives_the_cache_of_blocks(classes: ImageClasses) -> None:
     for seed in range(1, 30):
         classes.tasks(SHAPE, 0, 1, seed=seed)
     assert same(first, classes.tasks(SHAPE, 0, 4, seed=0))
+
+
+@pytest.mark.parametrize("seeds", [1, 9, 30])
+def test_seeds_that_are_read_in_turn_draw_each_block_once(
+    classes: ImageClasses, seeds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    monkeypatch.setattr(images_module, "generator", lambda *key: drawn.append(key) or generator(*key))
+    for start in range(0, BLOCK + 50, 50):
+        for seed in range(seeds):
+            classes.tasks(SHAPE, start, start + 50, seed=seed)
+    assert sorted(drawn) == [(seed, block) for seed in range(seeds) for block in range(2)]
+
+
+def test_few_blocks_are_kept() -> None:
+    blocks = Blocks()
+    for start in range(0, 5 * BLOCK, BLOCK):
+        for seed in range(100):
+            blocks.rows(seed, start, start + 1, lambda block: torch.zeros(BLOCK))
+    assert len(blocks._last) == 64
 
 
 def test_seeds_and_tasks_differ(classes: ImageClasses) -> None:

@@ -28,6 +28,7 @@ from quickstudy.data import (
     TransformedTasks,
 )
 from quickstudy.data.base import SPLITS
+from quickstudy.data.reader import PictureReader
 from quickstudy.data.splitting import draw_split
 from quickstudy.engine.recipe import instantiate, parse_recipe
 from quickstudy.errors import DataError
@@ -167,6 +168,48 @@ def test_an_image_that_cannot_be_read_is_named(pets: Path) -> None:
         data.split("train")
     (pets / NAMES[2] / "0001.jpg").unlink()
     assert sum(map(len, names_of(ImageFolder(str(pets), image_size=8)).values())) == 10
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "list"])
+def test_photographs_are_packed_as_they_are_read_for_a_prediction(tmp_path: Path, kind: str) -> None:
+    root, exif = tmp_path / "pets", Image.Exif()
+    for number, name in enumerate(NAMES):
+        exif[0x0112] = number % 8 + 1  # how to turn it to see it upright
+        (root / name).mkdir(parents=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / name / "0.png", exif=exif)
+    paths = sorted(root.rglob("*.png"))
+    data = {
+        "folder": lambda: ImageFolder(str(root), image_size=8, resize="crop"),
+        "zip": lambda: ImageFolder(str(zipped(root, tmp_path / "other")), image_size=8, resize="crop"),
+        "list": lambda: ImageList([(str(path), path.parent.name) for path in paths], image_size=8, resize="crop"),
+    }[kind]()
+    found = {}
+    for split in SPLITS:
+        source = data.split(split)
+        assert isinstance(source, ImageClasses)
+        found |= {name: source.of_class(c)[0].numpy() for c, name in enumerate(source.names)}
+    reader = PictureReader.of((3, 8, 8), data)
+    assert reader is not None
+    for path in paths:
+        assert np.array_equal(found[path.parent.name], reader.pixels(path))
+
+
+def test_a_store_of_before_photographs_were_turned_is_not_taken(pets: Path) -> None:
+    assert "-v2-" in ImageFolder(str(pets), image_size=8).store.name
+
+
+def test_greys_of_16_bits_are_packed_scaled(tmp_path: Path) -> None:
+    for number, name in enumerate(NAMES):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        greys = np.full((9, 9), 2570 * (number + 1), np.uint16)
+        Image.fromarray(greys).save(tmp_path / "pets" / name / "0.png")
+    data = ImageFolder(str(tmp_path / "pets"), image_size=8)
+    for split in SPLITS:
+        source = data.split(split)
+        assert isinstance(source, ImageClasses)
+        for c, name in enumerate(source.names):
+            assert (source.of_class(c) == 10 * (NAMES.index(name) + 1)).all()
 
 
 def test_a_list_of_files(pets: Path) -> None:

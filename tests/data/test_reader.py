@@ -117,6 +117,65 @@ def test_photographs_that_lie_on_their_side_are_turned(tmp_path: Path) -> None:
     assert torch.equal(*found)
 
 
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_greys_of_16_bits_are_scaled(suffix: str, channels: int, tmp_path: Path) -> None:
+    greys = np.random.default_rng(0).integers(0, 256, (6, 6)).astype(np.uint16)
+    off = np.random.default_rng(1).integers(-128, 129, (6, 6))  # less than half a grey of 8 bits
+    fine = np.clip(257 * greys.astype(int) + off, 0, 65535).astype(np.uint16)
+    path = tmp_path / f"fine.{suffix}"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(fine).save(path)
+    Image.fromarray(fine).save(tmp_path / f"turned.{suffix}", exif=exif)
+    big = Image.frombytes("I;16B", (6, 6), fine.astype(">u2").tobytes())
+    with Image.open(path) as opened:
+        forms = [path, opened, Image.fromarray(fine), big, Image.fromarray(fine.astype(np.int32))]
+        found = PictureReader(channels, 6)(forms)
+    assert torch.allclose(found, (torch.from_numpy(greys.astype(np.float32)) / 255).expand(5, channels, 6, 6))
+    turned = PictureReader(channels, 6)([tmp_path / f"turned.{suffix}"])[0]
+    assert torch.equal(turned, torch.rot90(found[0], -1, (1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("greys", "expected"),
+    [
+        (np.array([[0, 7], [200, 255]], np.int32), [[0, 7], [200, 255]]),
+        (np.array([[0, 7], [200, 256]], np.int32), [[0, 0], [1, 1]]),
+        (np.array([[0, 7], [200, 255]], np.uint16), [[0, 0], [1, 1]]),
+        (np.array([[0, 7], [200, 255]], np.float32), [[0, 7], [200, 255]]),
+        (np.array([[0, 0.2], [0.5, 1]], np.float32), [[0, 51], [128, 255]]),
+    ],
+)
+def test_the_range_of_greys_says_what_white_is(greys: np.ndarray, expected: list[list[int]]) -> None:
+    assert PictureReader(1, 2).pixels(Image.fromarray(greys))[0].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("greys", "message"),
+    [
+        (np.array([[0, 65536]], np.int32), "mode I and greys from 0 to 65536, where 0 to 255 or 0 to 65535 is"),
+        (np.array([[-1, 7]], np.int32), "mode I and greys from -1 to 7"),
+        (np.array([[0, 255.5]], np.float32), "mode F and greys from 0 to 255.5, where 0 to 1 or 0 to 255 is expected"),
+        (np.array([[-0.5, 0.5]], np.float32), "mode F and greys from -0.5 to 0.5"),
+        (np.array([[0, np.nan]], np.float32), "mode F and greys from nan to nan"),
+    ],
+)
+def test_greys_of_an_unknown_range_are_refused(greys: np.ndarray, message: str, tmp_path: Path) -> None:
+    picture = Image.fromarray(greys)
+    with pytest.raises(DataError, match=f"the image in memory has the {message}.*: scale them"):
+        PictureReader(3, 6)([picture])
+    picture.save(tmp_path / "odd.tiff")
+    with pytest.raises(DataError, match=f"the image .*odd.tiff has the {message}.*: scale them"):
+        PictureReader(3, 6)([tmp_path / "odd.tiff"])
+    assert readable([tmp_path / "odd.tiff"])[0] == []
+
+
+def test_a_picture_whose_exif_is_damaged_is_taken_as_it_lies(tmp_path: Path) -> None:
+    Image.fromarray(colour()).save(tmp_path / "picture.png", exif=b"Exif\0\0none")
+    assert torch.equal(*PictureReader(3, 6)([tmp_path / "picture.png", colour()]))
+
+
 def test_a_random_transform_does_not_make_a_prediction_random() -> None:
     reader = PictureReader(3, 6, transforms=[RandomCrop(4, padding=0)])
     assert torch.equal(reader([colour()]), reader([colour()]))

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -185,6 +186,29 @@ def test_another_origin_begins_afresh(folder: Path) -> None:
         write_store(folder, counting([], 3), SHAPE, {"files": "old"})
     asked: list[int] = []
     write_store(folder, counting(asked), SHAPE, {"files": "new"})
+    assert asked == [0]
+    assert_complete(folder)
+
+
+@pytest.mark.parametrize("inner", [5, 2])
+def test_without_locks_each_writer_has_a_folder_of_its_own(
+    folder: Path, inner: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")  # not on Windows
+
+    def refuse(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    def slow(first: int) -> Iterator[Packed]:
+        for number, item in enumerate(counting([])(first)):
+            if number == 2:  # another writer comes, and finishes or breaks off
+                with suppress(KeyboardInterrupt):
+                    write_store(folder, counting(asked, inner), SHAPE, {"of": 1})
+            yield item
+
+    asked: list[int] = []
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    write_store(folder, slow, SHAPE, {"of": 1})
     assert asked == [0]
     assert_complete(folder)
 

@@ -11,6 +11,8 @@ from PIL import Image, ImageEnhance
 from scipy.stats import ks_2samp
 from torch import Tensor
 
+from quickstudy.data import transformed as transformed_module
+from quickstudy.data.base import generator
 from quickstudy.data.images import BLOCK, ImageClasses
 from quickstudy.data.sine import Sine
 from quickstudy.data.transformed import STREAM, TransformedTasks, transformed
@@ -382,6 +384,19 @@ def test_every_image_of_every_task_of_every_seed_has_numbers_of_its_own(photos: 
     assert drawn.mean() == pytest.approx(0.5, abs=0.01)
     rows = drawn.view(-1, 3)
     assert len(torch.unique(rows, dim=0)) == len(rows) == 3 * (BLOCK + 20) * 18
+
+
+@pytest.mark.parametrize("seeds", [1, 9, 30])
+def test_seeds_that_are_read_in_turn_draw_each_block_once(
+    photos: ImageClasses, seeds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    monkeypatch.setattr(transformed_module, "generator", lambda *key: drawn.append(key) or generator(*key))
+    source = transformed(photos, [Numbers()])
+    for start in range(0, BLOCK + 50, 50):
+        for seed in range(seeds):
+            source.tasks(SHAPE, start, start + 50, seed=seed)
+    assert sorted(drawn) == [(seed, STREAM, block) for seed in range(seeds) for block in range(2)]
 
 
 def test_transforms_share_out_the_numbers_in_turn(photos: ImageClasses) -> None:

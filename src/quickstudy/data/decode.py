@@ -7,7 +7,8 @@ import struct
 import zlib
 from typing import Literal
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps
 
 from quickstudy.errors import DataError
 
@@ -17,24 +18,61 @@ Resize = Literal["squash", "crop"]
 # Pillow's decoders raise each of these, depending on the format and on where the damage is.
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
+_SCALES = {"I;16": {65535: 1 / 257}, "I": {255: 1.0, 65535: 1 / 257}, "F": {1: 255.0, 255: 1.0}}
+"""What makes greys of more than 8 bits 0 to 255, by Pillow's mode and by the least limit that they do not exceed."""
 
-def decode_image(content: bytes, title: str, *, mode: str) -> Image.Image:
+
+def decode_image(content: bytes, title: str, *, mode: str, upright: bool = False) -> Image.Image:
     """Decode an image file.
 
     Args:
         content: the whole file.
         title: what error messages call it.
         mode: Pillow's name of the colours to convert to, such as ``"L"`` or ``"RGB"``.
+        upright: turn it as its EXIF orientation says; photographs may lie on their side.
 
     Raises:
-        DataError: the file is damaged, of an unknown format, or absurdly large.
+        DataError: the file is damaged, of an unknown format, absurdly large, or of greys of an unknown range.
     """
     try:
         with Image.open(io.BytesIO(content)) as picture:
-            return picture.convert(mode)
+            return convert(picture, title, mode=mode, upright=upright)
     except _DAMAGED as error:
         reason = "no known image format" if isinstance(error, Image.UnidentifiedImageError) else error
         raise DataError(f"cannot read the image {title}: {reason}; it is damaged: replace or remove it") from error
+
+
+def convert(picture: Image.Image, title: str, *, mode: str, upright: bool = False) -> Image.Image:
+    """Return an image in other colours, as :func:`decode_image` does; Pillow alone cuts off 16-bit greys at 255.
+
+    Raises:
+        DataError: black and white of its greys cannot be known.
+    """
+    if upright:
+        picture = _turned(picture)
+    scales = _SCALES.get(picture.mode[:4])  # I;16 is also called I;16B, I;16L and I;16N
+    if scales is None:
+        return picture.convert(mode)
+    picture.load()
+    greys = np.asarray(picture)
+    low, high = greys.min(), greys.max()
+    scale = next((scale for limit, scale in scales.items() if low >= 0 and high <= limit), None)
+    if scale is None:
+        expected = " or ".join(f"0 to {limit}" for limit in scales)
+        raise DataError(
+            f"the image {title} has the mode {picture.mode} and greys from {low:.6g} to {high:.6g}, where {expected} "
+            "is expected: scale them to 0 to 255, in 8 bits (mode L)"
+        )
+    return Image.fromarray(np.rint(greys * scale).astype(np.uint8)).convert(mode)
+
+
+def _turned(picture: Image.Image) -> Image.Image:
+    """Return an image as its EXIF orientation says, or as it is if its EXIF cannot be read."""
+    picture.load()  # or damaged pixels would pass for damaged EXIF
+    try:
+        return ImageOps.exif_transpose(picture)
+    except _DAMAGED:
+        return picture
 
 
 def shrink(picture: Image.Image, side: int) -> Image.Image:

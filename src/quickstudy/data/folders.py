@@ -26,9 +26,6 @@ from quickstudy.data.transformed import transformed
 from quickstudy.data.transforms import Transform
 from quickstudy.errors import DataError
 
-VERSION = 1
-"""Raised with every change that changes a pixel of the packed stores."""
-
 
 class ClassFolders(Dataset):
     """A dataset of colour photographs in folders of classes, or in another of its layouts, decoded and packed once.
@@ -55,6 +52,12 @@ class ClassFolders(Dataset):
 
     remotes: ClassVar[tuple[Remote, ...]] = ()
     """What ``quickstudy data get`` downloads."""
+
+    version: ClassVar[int] = 1
+    """Raised with every change that changes a pixel of the packed stores."""
+
+    upright: ClassVar[bool] = False
+    """Whether photographs are turned as their EXIF orientation says; published results were made without."""
 
     def __init__(
         self,
@@ -123,7 +126,7 @@ class ClassFolders(Dataset):
         listing = json.dumps([[name, [str(picture) for picture in pictures]] for name, pictures in classes.items()])
         origin = {
             "dataset": self.name,
-            "version": VERSION,
+            "version": self.version,
             "resize": self.resize,
             "source": str(path),
             "layout": layout.title,
@@ -134,7 +137,7 @@ class ClassFolders(Dataset):
         def packed(done: int) -> Iterator[Packed]:
             title = f"packing {self.name} at {self.image_size}×{self.image_size}"
             left = dict(islice(classes.items(), done, None))
-            return read_classes(left, self.image_size, self.resize, title, skip, self.remedy)
+            return read_classes(left, self.image_size, self.resize, title, skip, self.remedy, self.upright)
 
         return write_store(folder, packed, (3, self.image_size, self.image_size), origin)
 
@@ -160,7 +163,7 @@ class ClassFolders(Dataset):
     @property
     def store(self) -> Path:
         """The folder of the packed images, whether they are there or not."""
-        return store_folder(f"{self.name}-{self.image_size}-{self.resize}-v{VERSION}", self.root)
+        return store_folder(f"{self.name}-{self.image_size}-{self.resize}-v{self.version}", self.root)
 
     def source(self) -> tuple[Path, Layout]:
         """Return the folder or file of the data, from the first place that has it, and how it is laid out.
@@ -206,6 +209,7 @@ def read_classes(
     title: str,
     skip: bool = False,
     remedy: str = "",
+    upright: bool = False,
 ) -> Iterator[Packed]:
     """Yield name and images, uint8 ``[count, 3, side, side]``, of one class after the other.
 
@@ -216,6 +220,7 @@ def read_classes(
         title: a few words in front of the progress bar.
         skip: leave out what cannot be read.
         remedy: what else can be done, for the message.
+        upright: turn them as their EXIF orientation says.
 
     Raises:
         DataError: an image cannot be read, or with ``skip`` none of a class; the message names it.
@@ -223,7 +228,7 @@ def read_classes(
 
     def read(picture: Picture) -> np.ndarray | DataError:
         try:
-            return read_image(picture, side, resize)
+            return read_image(picture, side, resize, upright)
         except DataError as error:
             return error
 

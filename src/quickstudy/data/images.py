@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -46,6 +46,32 @@ def draw_distinct(rng: np.random.Generator, sizes: np.ndarray, count: int) -> np
     return np.take_along_axis(chosen, order, axis=1)
 
 
+class Blocks:
+    """The last block of each stream that is read, of up to 64: seeds that train as one job are read in turn."""
+
+    def __init__(self) -> None:
+        self._last: dict[Hashable, tuple[int, Tensor]] = {}
+
+    def rows(self, stream: Hashable, start: int, stop: int, draw: Callable[[int], Tensor]) -> Tensor:
+        """Return what belongs to tasks ``start .. stop-1``, a copy.
+
+        Args:
+            stream: all that the draws depend on besides the block.
+            start, stop: numbers of the tasks.
+            draw: returns a block, ``[BLOCK, ...]``, given its number.
+        """
+        parts = []
+        for block in range(start // BLOCK, (stop - 1) // BLOCK + 1):
+            number, drawn = self._last.get(stream, (None, None))
+            if drawn is None or number != block:
+                drawn = draw(block)
+                while stream not in self._last and len(self._last) >= 64:
+                    self._last.pop(next(iter(self._last)))
+                self._last[stream] = block, drawn
+            parts.append(drawn[max(start - block * BLOCK, 0) : stop - block * BLOCK])
+        return torch.cat(parts)
+
+
 @dataclass(frozen=True)
 class ImageClasses(TaskSource):
     """Classes of images in one packed array; class ``c`` holds rows ``starts[c] .. starts[c]+counts[c]-1``.
@@ -64,7 +90,7 @@ class ImageClasses(TaskSource):
     counts: np.ndarray
     names: tuple[str, ...]
     title: str = "images"
-    _blocks: dict[tuple, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    _blocks: Blocks = field(default_factory=Blocks, repr=False, compare=False)
 
     def __len__(self) -> int:
         """Return the number of classes."""
@@ -104,11 +130,11 @@ class ImageClasses(TaskSource):
 
     def to(self, device: torch.device | str) -> ImageClasses:
         """Return the same classes with their images on ``device``."""
-        return replace(self, images=self.images.to(device), _blocks={})
+        return replace(self, images=self.images.to(device), _blocks=Blocks())
 
     def tasks(self, shape: TaskShape, start: int, stop: int, *, seed: int) -> Task:
         """Return tasks ``start .. stop-1``: uint8 images as float32 in [0, 1], examples ordered by class."""
-        rows = self._rows(shape, start, stop, seed)  # [B, way, shot + queries]
+        rows = self._blocks.rows((shape, seed), start, stop, lambda block: self._draw(shape, seed, block))
         way, shot, queries = shape.way or 0, shape.shot, shape.queries
         device = self.images.device
         labels = torch.arange(way, device=device)
@@ -127,18 +153,6 @@ class ImageClasses(TaskSource):
             labels.repeat_interleave(queries).expand(stop - start, -1),
             way,
         )
-
-    def _rows(self, shape: TaskShape, start: int, stop: int, seed: int) -> Tensor:
-        parts = []
-        for block in range(start // BLOCK, (stop - 1) // BLOCK + 1):
-            key = (shape, seed, block)
-            if key not in self._blocks:
-                while len(self._blocks) >= 8:  # room for the blocks of several seeds in turn
-                    self._blocks.pop(next(iter(self._blocks)))
-                self._blocks[key] = self._draw(shape, seed, block)
-            first = block * BLOCK
-            parts.append(self._blocks[key][max(start - first, 0) : stop - first])
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _draw(self, shape: TaskShape, seed: int, block: int) -> Tensor:
         """Draw the image rows of ``BLOCK`` tasks, ``[BLOCK, way, shot + queries]``."""

@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from quickstudy.data.archive import Member, open_files
 from quickstudy.data.base import SPLITS, Dataset, Split, TaskSource, split_title
 from quickstudy.data.decode import Resize
 from quickstudy.data.embeddings import grouped
-from quickstudy.data.folders import VERSION, ClassFolders
+from quickstudy.data.folders import ClassFolders
 from quickstudy.data.layouts import Files, Layout, archive_files, class_files, read_table, split_folders
 from quickstudy.data.paths import store_folder
 from quickstudy.data.pictures import Picture
@@ -34,11 +34,16 @@ Splits = str | dict[str, list[str]] | None
 class OwnImages(ClassFolders):
     """Your own images, packed again whenever a file or the split of a class has changed.
 
+    Photographs are turned as their EXIF orientation says.
+
     Args:
         name: what results call them.
         image_size, resize, train_transforms, test_transforms: as of
             :class:`~quickstudy.data.folders.ClassFolders`.
     """
+
+    version: ClassVar[int] = 2
+    upright: ClassVar[bool] = True  # as pictures to predict are
 
     def __init__(
         self,
@@ -67,7 +72,7 @@ class OwnImages(ClassFolders):
     @property
     def store(self) -> Path:
         """The folder of the packed images, whether they are there or not; another for other files or splits."""
-        return store_folder(f"{self.name}-{self.image_size}-{self.resize}-v{VERSION}-{self._mark}")
+        return store_folder(f"{self.name}-{self.image_size}-{self.resize}-v{self.version}-{self._mark}")
 
     def source(self) -> tuple[Path, Layout]:
         """Return the images with how they are laid out.

@@ -62,8 +62,14 @@ class Pixels:
 Picture = Path | Member | Encoded | Pixels
 
 
-def read_image(picture: Picture, side: int, resize: Resize) -> np.ndarray:
+def read_image(picture: Picture, side: int, resize: Resize, upright: bool = False) -> np.ndarray:
     """Return a picture in RGB, uint8 ``[3, side, side]``.
+
+    Args:
+        picture: what to read.
+        side: height and width of the result.
+        resize: how it becomes square.
+        upright: turn it as its EXIF orientation says.
 
     Raises:
         DataError: it cannot be read, or is damaged; the message names it.
@@ -75,5 +81,5 @@ def read_image(picture: Picture, side: int, resize: Resize) -> np.ndarray:
             content = picture.read_bytes()
         except OSError as error:
             raise DataError(f"cannot read {picture}: {error.strerror}") from error
-        decoded = decode_image(content, str(picture), mode="RGB")
+        decoded = decode_image(content, str(picture), mode="RGB", upright=upright)
     return np.asarray(square(decoded, side, resize)).transpose(2, 0, 1)

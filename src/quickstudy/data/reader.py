@@ -10,11 +10,11 @@ from typing import Self, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from quickstudy.data.base import Dataset, TaskSource
-from quickstudy.data.decode import Resize, decode_image, square
+from quickstudy.data.decode import Resize, convert, decode_image, square
 from quickstudy.data.transformed import TransformedTasks
 from quickstudy.data.transforms import Convert, Transform, transform_images
 from quickstudy.errors import DataError, InputError
@@ -94,8 +94,8 @@ class PictureReader:
         Raises:
             DataError, InputError: as of a call.
         """
-        upright = ImageOps.exif_transpose(opened(picture, MODES[self.channels]))  # photographs may lie on their side
-        pixels = np.atleast_3d(np.asarray(square(upright, self.side, self.resize))).transpose(2, 0, 1)
+        image = square(opened(picture, MODES[self.channels]), self.side, self.resize)
+        pixels = np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
         if self.ink:
             border = np.concatenate([pixels[:, [0, -1]].ravel(), pixels[:, :, [0, -1]].ravel()])
             if border.mean() > 127.5:
@@ -117,10 +117,10 @@ def readable(paths: Iterable[File]) -> tuple[list[File], list[str]]:
 
 
 def opened(picture: AnyPicture, mode: str) -> Image.Image:
-    """Return a picture as an image of Pillow, with the colours of one of its modes.
+    """Return a picture as an upright image of Pillow, with the colours of one of its modes.
 
     Raises:
-        DataError: a file cannot be read or is damaged.
+        DataError: a file cannot be read or is damaged, or an image has greys of an unknown range.
         InputError: it is no picture.
     """
     if isinstance(picture, str | os.PathLike):
@@ -129,9 +129,9 @@ def opened(picture: AnyPicture, mode: str) -> Image.Image:
             content = path.read_bytes()
         except OSError as error:
             raise DataError(f"cannot read the image {path}: {error.strerror}") from error
-        return decode_image(content, str(path), mode=mode)
+        return decode_image(content, str(path), mode=mode, upright=True)
     if isinstance(picture, Image.Image):
-        return picture.convert(mode)
+        return convert(picture, str(getattr(picture, "filename", "") or "in memory"), mode=mode, upright=True)
     return Image.fromarray(_bytes(picture)).convert(mode)
 
 

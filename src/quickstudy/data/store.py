@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from itertools import accumulate
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TextIO
 
 import numpy as np
 import torch
@@ -142,21 +142,30 @@ def _kept_workplace(folder: Path) -> Iterator[Path]:
 
     The system gives a lock back when its holder dies. Where it has none, every writer begins afresh.
     """
+    workplace, lock = (folder.parent / f".{folder.name}.{ending}" for ending in ("part", "lock"))
+    with open(lock, "w") as file:
+        if _locked(file):
+            workplace.mkdir(exist_ok=True)
+            yield workplace
+            shutil.rmtree(workplace, ignore_errors=True)  # if another's store was there before
+        else:
+            with _fresh_workplace(folder) as temporary:
+                yield temporary
+    with suppress(OSError):
+        lock.unlink()  # not after a failure, when another may hold it
+
+
+def _locked(file: TextIO) -> bool:
+    """Wait for the lock of an open file, and return whether there are locks here."""
     try:
         import fcntl
     except ImportError:  # Windows
-        with _fresh_workplace(folder) as temporary:
-            yield temporary
-        return
-    workplace, lock = (folder.parent / f".{folder.name}.{ending}" for ending in ("part", "lock"))
-    with open(lock, "w") as file:
-        with suppress(OSError):  # some file systems of networks know no locks
-            fcntl.flock(file, fcntl.LOCK_EX)
-        workplace.mkdir(exist_ok=True)
-        yield workplace
-        shutil.rmtree(workplace, ignore_errors=True)  # if another's store was there before
-        with suppress(OSError):
-            lock.unlink()
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:  # some file systems of networks know no locks
+        return False
+    return True
 
 
 def _fill(

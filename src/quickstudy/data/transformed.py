@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from quickstudy.data.base import TaskSource, generator
-from quickstudy.data.images import BLOCK
+from quickstudy.data.images import BLOCK, Blocks
 from quickstudy.data.transforms import Transform, transform_images
 from quickstudy.errors import DataError
 from quickstudy.task import Task, TaskShape
@@ -35,6 +34,7 @@ class TransformedTasks(TaskSource):
 
     source: TaskSource
     transforms: tuple[Transform, ...]
+    _blocks: Blocks = field(default_factory=Blocks, repr=False, compare=False)
 
     def to(self, device: torch.device | str) -> TransformedTasks:
         """Return the same tasks, made and transformed on ``device``."""
@@ -64,12 +64,12 @@ class TransformedTasks(TaskSource):
     def _unit(self, start: int, stop: int, seed: int, images: int) -> Tensor:
         """Return the random numbers of some tasks, ``[stop - start, images, numbers]``."""
         numbers = sum(transform.numbers for transform in self.transforms)
-        blocks = range(start // BLOCK, (stop - 1) // BLOCK + 1)
-        parts = [
-            _block(seed, block, images, numbers)[max(start - block * BLOCK, 0) : stop - block * BLOCK]
-            for block in blocks
-        ]
-        return torch.from_numpy(np.concatenate(parts))
+
+        def draw(block: int) -> Tensor:
+            drawn = generator(seed, STREAM, block).random((BLOCK, images, numbers), dtype=np.float32)
+            return torch.from_numpy(drawn)
+
+        return self._blocks.rows((seed, images), start, stop, draw)
 
     def _shared_by_class(self, unit: Tensor, task: Task) -> Tensor:
         """Give all images of a class the numbers of its first, for transforms by class; ``[B, images, numbers]``."""
@@ -85,12 +85,6 @@ class TransformedTasks(TaskSource):
         """Transform images ``[B, M, C, H, W]`` by their numbers ``[B, M, numbers]``."""
         done = transform_images(self.transforms, images.flatten(0, 1), unit.flatten(0, 1))
         return done.unflatten(0, images.shape[:2])
-
-
-@lru_cache(maxsize=8)
-def _block(seed: int, block: int, images: int, numbers: int) -> np.ndarray:
-    """Return the random numbers of the tasks of one block, ``[BLOCK, images, numbers]`` in [0, 1); never written to."""
-    return generator(seed, STREAM, block).random((BLOCK, images, numbers), dtype=np.float32)
 
 
 def transformed(source: TaskSource, transforms: Sequence[Transform]) -> TaskSource:
