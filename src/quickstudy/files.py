@@ -121,6 +121,34 @@ def append_text(path: Path, text: str) -> Path:
     return path
 
 
+def create_text(path: Path, text: str) -> Path:
+    """Write a text file that is not there yet, whole or not at all; return its path.
+
+    Raises:
+        FileExistsError: it is there, be it that another process has made it meanwhile.
+        FileError: it cannot be written.
+    """
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=_made(path.parent)) as folder:
+        temporary = write_text(Path(folder) / path.name, text)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without links
+            if path.exists():
+                raise FileExistsError(path) from None
+            os.replace(temporary, path)
+    return path
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"cannot make the folder {folder}: {error.strerror}; choose another") from error
+    return folder
+
+
 def write_text(path: Path, text: str) -> Path:
     """Write a text file, whole or not at all; return its path.
 

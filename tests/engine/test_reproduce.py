@@ -14,6 +14,8 @@ from quickstudy.analysis.results import measured_of
 from quickstudy.data.base import SPLITS
 from quickstudy.engine.reproduce import Row, reproduce
 from quickstudy.engine.run import Run
+from quickstudy.engine.testing import Wish
+from quickstudy.engine.testing import test_run as run_test
 from quickstudy.errors import RecipeError
 
 NAME = "sine/lstm-batch-5shot"
@@ -56,6 +58,32 @@ def test_when_time_is_up_what_has_begun_is_tested_if_asked(tmp_path: Path) -> No
     reproduce([row], record, device="cpu", seconds=0, partial=True)
     assert (row.stage, run.finished) == ("done", False)
     assert ",2,4," in record.read_text()  # two of four updates
+
+
+def test_what_was_tested_by_hand_is_recorded(tmp_path: Path) -> None:
+    run, record = begun(tmp_path / "a", updates=4), tmp_path / "measured.csv"
+    run_test(run, Wish(), "cpu")
+    row = Row(NAME, run, [0])
+    assert row.stage == "done"
+    reproduce([row], record, device="cpu")
+    assert len(record.read_text().splitlines()) == 2
+
+
+def test_when_time_is_up_what_has_trained_is_tested_if_asked(tmp_path: Path) -> None:
+    row, record = Row(NAME, begun(tmp_path / "a", updates=4), [0]), tmp_path / "measured.csv"
+    reproduce([row], record, device="cpu", seconds=0)
+    assert row.stage == "test"
+    reproduce([row], record, device="cpu", seconds=0, partial=True)
+    assert row.stage == "done"
+
+
+def test_what_some_seeds_have_not_begun_is_not_tested(tmp_path: Path) -> None:
+    run = begun(tmp_path / "a", updates=2)
+    metrics = run.folder / "metrics.jsonl"
+    metrics.write_text("".join(line + "\n" for line in metrics.read_text().splitlines() if '"seed": 0' in line))
+    row = Row(NAME, run, [0])
+    reproduce([row], tmp_path / "measured.csv", device="cpu", seconds=0, partial=True)
+    assert (row.stage, row.updates) == ("train", 0)
 
 
 def test_what_fails_says_why_and_does_not_stop_others(tmp_path: Path) -> None:

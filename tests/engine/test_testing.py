@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
+import types
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +15,14 @@ import pytest
 import torch
 from helpers import GLYPHS, SINE
 from scipy import stats
+from torch import Tensor, nn
 
 from quickstudy import engine
 from quickstudy.engine import testing
+from quickstudy.engine.checkpoint import restore, tensors_of
 from quickstudy.engine.statistics import estimate
-from quickstudy.engine.testing import Wish, append_measured, kept_result
-from quickstudy.errors import DataError, RecipeError
+from quickstudy.engine.testing import Wish, append_measured, is_recorded, kept_result
+from quickstudy.errors import DataError, RecipeError, TrainingError
 
 
 @pytest.fixture(scope="module")
@@ -178,3 +183,49 @@ def test_a_wish_for_certain_tasks_means_all_of_them() -> None:
 def test_not_a_run(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="not the folder of a run"):
         engine.Run.open(tmp_path)
+
+
+class Grid(nn.Module):
+    """A backbone with a buffer that is not persistent, and a weight in two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inward, self.one, self.other = nn.Linear(1, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.other.weight = self.one.weight
+        self.register_buffer("grid", torch.ones(4), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.other(self.one(self.inward(x) * self.grid).relu())
+
+
+def test_any_network_that_trains_is_tested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("grid_of_a_test")
+    monkeypatch.setattr(Grid, "__module__", module.__name__)
+    module.Grid = Grid  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    run = _few(tmp_path / "run", "--method.backbone=grid_of_a_test.Grid", "--train.precision=float64")
+    (method,) = testing.trained_methods(run, "last")
+    saved = run.load_weights("last", 0)
+    assert saved.keys() >= {"backbone.grid", "backbone.one.weight"}
+    for name, tensor in tensors_of(method).items():
+        assert torch.equal(tensor, saved[name])
+    assert testing.test_run(run, Wish(tasks=2), "cpu").score.count == 2
+
+
+def test_weights_of_another_network_are_refused() -> None:
+    other = nn.Linear(3, 2)
+    with pytest.raises(TrainingError, match=r"'weight' has the shape \(2, 3\) there and \(3, 2\) here"):
+        restore(nn.Linear(2, 3), tensors_of(other))
+    with pytest.raises(TrainingError, match="'bias' has the shape of nothing there"):
+        restore(other, {"weight": other.weight})
+
+
+def test_the_record_has_one_header_whoever_comes_first(tmp_path: Path, run: engine.Run) -> None:
+    result, record = testing.test_run(run, Wish(tasks=2), "cpu"), tmp_path / "new" / "measured.csv"
+    assert not is_recorded(record, result)
+    with ThreadPoolExecutor(8) as pool:
+        [*pool.map(lambda _: append_measured(record, result), range(8))]
+    assert len([*csv.DictReader(record.read_text().splitlines())]) == 8
+    assert record.read_text().count("recipe,metric") == 1
+    assert [path.name for path in record.parent.iterdir()] == ["measured.csv"]
+    assert is_recorded(record, result)

@@ -73,7 +73,7 @@ def test_a_program_gives_the_same_bits_and_no_view_is_idle(name: str, chunk: int
         assert len(slopes) == len(its_slopes)
         for slope, its_slope in zip(slopes, its_slopes):
             assert torch.equal(slope, its_slope)
-    (program,) = models._programs.values()
+    (program,) = filter(None, models._programs.values())
     piece = next(models._pieces(tasks, chunk))
     trained, fixed = models._tensors()
     watched = Watched(graph_of(program))
@@ -126,3 +126,70 @@ def test_autocast_around_a_call_changes_nothing(name: str) -> None:
 def test_what_moves_to_another_device_is_moved() -> None:
     program = trace(lambda inputs: [inputs[0].to("meta")], [torch.ones(3)])
     assert program([torch.ones(3)])[0].device.type == "meta"
+
+
+def noisy(x: Tensor) -> Tensor:
+    return torch.randn_like(x) - torch.randn_like(x) + torch.rand_like(x) - torch.rand_like(x)
+
+
+def filled(x: Tensor) -> Tensor:
+    one, other = torch.zeros_like(x), torch.zeros_like(x)
+    one[:, :1] = 1
+    return x * one + other
+
+
+def half_rectified(x: Tensor) -> Tensor:
+    one, other = x * 2, x * 2
+    return one.relu_() + other
+
+
+def written_through_a_view(x: Tensor) -> Tensor:
+    one, other = x + 1, x + 1
+    before = one * 3
+    one.view(-1)[0].mul_(5)
+    return before + one * 3 + other
+
+
+def copied(x: Tensor) -> Tensor:
+    copy = x.to(x.dtype, copy=True)
+    copy[:, 0] = 0
+    return copy + x
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("function", [noisy, filled, half_rectified, written_through_a_view, copied])
+def test_what_is_random_or_written_to_is_not_merged(function: Any, batched: bool) -> None:
+    def compute(inputs) -> list[Tensor]:
+        return [torch.func.vmap(function, randomness="different")(inputs[0]) if batched else function(inputs[0][0])]
+
+    x = torch.randn(2, 4, 3)
+    kept = x.clone()
+    program = trace(compute, [x])
+    torch.manual_seed(1)
+    (expected,) = compute([x])
+    torch.manual_seed(1)
+    (found,) = program([x])
+    assert torch.equal(found, expected)
+    assert torch.equal(x, kept)
+
+
+def test_what_cannot_be_traced_runs_as_it_is_whatever_the_size_of_the_chunk() -> None:
+    class Unpredictable(nn.Flatten):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) * scale.item()
+
+    scale = torch.tensor(2.0)
+    models, tasks = Models([ProtoNet(nn.Sequential(Unpredictable(), nn.Linear(64, 2))).build(batch()[0])]), batch()
+    for _ in range(2):  # three tasks in chunks of two
+        parts = models.differentiate(meta_loss, tasks, 2, traced=True, each_task=True)
+        assert [len(losses) for losses, _ in parts] == [2, 1]
+
+
+def test_a_program_is_of_one_number_of_classes() -> None:
+    two, labels = batch()[:1], torch.arange(6)[None]
+    six = Task(two.support_x, labels, two.query_x[:, :6], labels, 6)
+    two = Task(two.support_x, labels % 2, two.query_x[:, :6], labels % 2, 2)
+    models = Models([ProtoNet(nn.Flatten()).build(two[0])])
+    for tasks in (two, six):
+        (plain,), (traced,) = (list(models.run(meta_loss, tasks, 1, traced=traced)) for traced in (False, True))
+        assert torch.equal(plain, traced)

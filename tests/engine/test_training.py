@@ -22,6 +22,7 @@ from torch import nn
 
 from quickstudy import engine
 from quickstudy.engine.checkpoint import load_state, load_weights, save_state, save_weights
+from quickstudy.engine.job import Quiet
 from quickstudy.engine.run import Run
 from quickstudy.engine.train import Group, Interrupted, build_methods
 from quickstudy.errors import FileError, RecipeError, TrainingError
@@ -418,3 +419,24 @@ def test_overwriting_removes_what_a_run_left_and_nothing_else(tmp_path: Path) ->
     assert (run.folder / "notes.txt").read_text() == "mine"
     assert not (run.folder / "last-1.safetensors").exists()
     assert not (run.folder / ".state-0.pt-x").exists()
+
+
+def test_a_state_without_its_run_is_not_continued(tmp_path: Path) -> None:
+    fresh = train(tmp_path / "fresh")
+    left = train(tmp_path / "left", "--method.inner_lr=0.5")
+    (left.folder / "run.json").unlink()  # as an overwriting that was killed may leave it
+    assert_same_bits(weights(train(left.folder)), weights(fresh))
+
+
+def test_growing_seeds_that_train_in_turn_keeps_the_metrics_of_all(tmp_path: Path) -> None:
+    run = train(tmp_path / "a", "--train.together=false", seeds=[0, 1])
+    told: list[set[int]] = []
+
+    class Listener(Quiet):
+        def validated(self, rows: list[dict], best: list[float]) -> None:
+            told.append({row["seed"] for row in run.metrics()})
+
+    settings = engine.parse_recipe(run.recipe_text, [f"--train.updates={2 * run.metrics()[-1]['update']}"])
+    engine.train(settings, run.folder, name="a", seeds=[0, 1], resume=True, listener=Listener())
+    assert told
+    assert all(seeds == {0, 1} for seeds in told)

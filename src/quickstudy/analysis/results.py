@@ -68,7 +68,7 @@ def published_levels(names: Sequence[str]) -> dict[str, float]:
     Names that are those of no recipe have none.
     """
     levels = {}
-    for name in set(names) & set(recipe_names()):
+    for name in (name for name in dict.fromkeys(names) if name in recipe_names()):
         for score in published_of(name):
             if not score.tested_on:
                 own = f"{name}, " if len(names) > 1 else ""
@@ -86,7 +86,8 @@ def _elsewhere(row: Mapping[str, str], own: str) -> str:
 
 
 def measured_rows(record: Traversable | None = None) -> dict[str, dict[str, str]]:
-    """Return what was measured of each recipe in its own setting; of several the longest trained, then the newest.
+    """Return what was measured of each recipe in its own setting; of several the longest trained, then that of most
+    seeds, then the newest.
 
     Args:
         record: the CSV file of measured scores; that of the library if not given.

@@ -26,7 +26,7 @@ def demo(out: Path = Path("runs/demo"), device: str = "auto", *, settings: list[
     from quickstudy.analysis import draw_curves, draw_task
     from quickstudy.data import ImageClasses
     from quickstudy.engine.progress import Bar
-    from quickstudy.engine.testing import Wish, test_run
+    from quickstudy.engine.testing import Wish, test_run, trained_methods
     from quickstudy.methods import NearestNeighbour
 
     console = Console()
@@ -63,8 +63,8 @@ def demo(out: Path = Path("runs/demo"), device: str = "auto", *, settings: list[
         f"chance {100 / shape.way:.0f} %",
     )
 
-    method = engine.build_methods(lambda: engine.instantiate(parsed), [seed])[0].eval()
-    method.load_state_dict(run.load_weights("best", seed))
+    (method,) = trained_methods(run, "best", seeds=[seed])
+    method.eval()
     with torch.no_grad():
         prediction = method.predict(method.adapt(task.support), task.query_x)
     heading = f"One task of scripts never seen: {shape.way}-way {shape.shot}-shot"

@@ -40,6 +40,8 @@ def permutation(
 
     from quickstudy.analysis.order import SHOTS, draw_order, draw_validations, study_order
     from quickstudy.commands.train import train
+    from quickstudy.engine.job import check_same
+    from quickstudy.engine.recipe import parse_recipe, recipe_text
     from quickstudy.engine.run import Run
     from quickstudy.engine.testing import Result, Wish, test_run
     from quickstudy.files import csv_text, write_text
@@ -50,6 +52,8 @@ def permutation(
 
     def run_of(name: str) -> Run:
         run = Run((folder if settings else Path()) / "runs" / name)
+        if run.exists():
+            check_same(run, parse_recipe(recipe_text(name), settings), numbers_of(seeds, "--seeds"), updates=True)
         if not run.exists() or not run.finished:
             train(name, seeds, device, run.folder, resume=run.exists(), settings=settings)
         return run
@@ -130,11 +134,12 @@ def methods(
     from quickstudy.analysis import methods as study
     from quickstudy.commands.train import train
     from quickstudy.data import dataset_entry
+    from quickstudy.engine.job import check_same
     from quickstudy.engine.recipe import parse_recipe, recipe_text
     from quickstudy.engine.run import Run
     from quickstudy.engine.testing import Result, Wish, kept_result, test_recipe, test_run
-    from quickstudy.engine.train import Interrupted
-    from quickstudy.errors import RecipeError, TrainingError
+    from quickstudy.engine.train import Diverged
+    from quickstudy.errors import RecipeError
     from quickstudy.files import csv_text, write_text
 
     console, where = Console(), pick_device(device)
@@ -153,12 +158,12 @@ def methods(
         if not learns:
             return test_recipe(parse_recipe(recipe_text(name), own), Wish(), where, name=name)
         run = Run(runs / f"{name.removeprefix(study.MODELS)}-trained-{shot}shot")
+        if run.exists():
+            check_same(run, parse_recipe(recipe_text(name), own), numbers_of(seeds, "--seeds"), updates=True)
         if not run.exists() or not run.finished:
             try:
                 train(name, seeds, device, run.folder, resume=run.exists(), settings=own)
-            except Interrupted:
-                raise
-            except TrainingError as error:  # one that diverges is tested with its best weights, and the others go on
+            except Diverged as error:  # one that diverges is tested with its best weights, and the others go on
                 console.print(f"{name}: {error}", soft_wrap=True, highlight=False)
         return kept_result(run) or test_run(run, Wish(), where)
 

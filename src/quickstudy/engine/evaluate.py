@@ -31,6 +31,14 @@ def seed_randomness(device: str, seed: int, step: int) -> None:
     torch.default_generator.manual_seed(number)
     if device.startswith("cuda"):
         torch.cuda.manual_seed(number)
+    elif device.startswith("mps"):
+        torch.mps.manual_seed(number)
+
+
+def make_current(device: str) -> None:
+    """Let what names no device mean this one, where there are several GPUs."""
+    if device.startswith("cuda:"):
+        torch.cuda.set_device(device)
 
 
 def evaluate(
@@ -78,7 +86,7 @@ def evaluate(
                     chunk = _fastest(models, batch, measure)
                 seed_randomness(str(batch.support_x.device), seeds[0], start)
                 parts = list(models.run(measure, batch, chunk, traced=traced))
-                results.append(torch.cat(parts, dim=1 if models.stacked else 0).double().cpu())
+                results.append(torch.cat(parts, dim=1 if models.stacked else 0).cpu().double())
                 progress(stop - first)
     finally:
         models.method.train(training)

@@ -83,11 +83,12 @@ def train(
     else:
         info = {"recipe": name, "seeds": seeds, "groups": _grouping(group_of, seeds), **environment(device)}
     first = group_of(info["groups"][0])  # may complain of data or network: before anything is written or removed
-    if overwrite:
+    if not begun:  # also of a run that was only half removed
         run.clear()
     run.write_text("recipe.yaml", text)
     run.write_info(info)
 
+    kept = run.metrics()  # of seeds that trained before, some of which may be grown later than others
     done: list[dict[str, Any]] = []
     with caught_signals() as received:
         for index, group_seeds in enumerate(info["groups"]):
@@ -95,7 +96,8 @@ def train(
             state = run.load_state(group_seeds)
             if state is not None:
                 group.load(state)
-            train_group(group, run, listener, done, received)
+            later = {seed for others in info["groups"][index + 1 :] for seed in others}
+            train_group(group, run, listener, done + [row for row in kept if row["seed"] in later], received)
             done += group.history
             if received and index < len(info["groups"]) - 1:
                 raise Interrupted(
@@ -142,18 +144,29 @@ def _seconds_per_update(group: Group) -> float:
     return best
 
 
-def check_same(run: Run, settings: Namespace, seeds: list[int], kind: type = Recipe) -> None:
-    """Raise unless a resumed training has the settings and seeds that it began with (updates may grow)."""
+def check_same(run: Run, settings: Namespace, seeds: list[int], kind: type = Recipe, *, updates: bool = False) -> None:
+    """Raise unless a training has the settings and seeds that it began with.
+
+    Args:
+        run: its folder.
+        settings, seeds: that are asked for now.
+        kind: of the settings.
+        updates: also of as many updates; else these may grow.
+
+    Raises:
+        RecipeError: it has other seeds.
+        TrainingError: it has other settings.
+    """
     begun = run.info["seeds"]
     if begun != seeds:
         raise RecipeError(f"{run.folder} was trained with seeds {begun}, not {seeds}; choose another --out")
     changed = [
         f"{key}: {old} became {new}"
         for key, (old, new) in differences(parse_recipe(run.recipe_text, kind=kind), settings).items()
-        if key != "train.updates"
+        if updates or key != "train.updates"
     ]
     if changed:
         raise TrainingError(
             f"{run.folder} was trained with other settings ({'; '.join(changed)}); "
-            "resume with the same ones, or choose another folder with --out"
+            "go on with the same ones, or choose another folder with --out"
         )

@@ -58,7 +58,7 @@ class Models:
         self.seeds = len(methods)
         self.stacked = len(methods) > 1
         self._bound = _Bound(self.method)
-        self._programs: dict[Hashable, Program] = {}
+        self._programs: dict[Hashable, Program | None] = {}  # None: cannot be traced
 
         def gather(named: Callable[[Method], Iterator[tuple[str, Tensor]]]) -> dict[str, Tensor]:
             tensors = [dict(named(method)) for method in methods]
@@ -108,7 +108,7 @@ class Models:
                 return [self._call(function, inputs, batch.way, chunk)]
 
             inputs = [*trained, *fixed, *piece.tensors]
-            program = self._program((function, chunk), compute, inputs) if traced else compute
+            program = self._program((function, chunk, batch.way), compute, inputs) if traced else compute
             result = program(inputs)[0]
             yield result[None] if chunk == LOOP else result
 
@@ -131,16 +131,16 @@ class Models:
         for piece in self._pieces(batch, chunk):
             mapped = each_task and chunk != LOOP
             inputs = [*trained, *fixed, *piece.tensors]
-            tasks = piece.support_x.shape[axis]
 
             def compute(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
                 own = list(inputs[:count])
                 if mapped:  # noqa: B023
-                    own = [p.unsqueeze(axis).expand(*p.shape[:axis], tasks, *p.shape[axis:]) for p in own]  # noqa: B023
+                    tasks = inputs[-1].shape[axis]
+                    own = [p.unsqueeze(axis).expand(*p.shape[:axis], tasks, *p.shape[axis:]) for p in own]
                 values = self._call(function, [*own, *inputs[count:]], batch.way, chunk, own_weights=mapped)  # noqa: B023
                 return [values.detach(), *torch.autograd.grad(values.sum(), own, materialize_grads=True)]
 
-            purpose = (function, chunk, "gradient", each_task)
+            purpose = (function, chunk, batch.way, "gradient", each_task)
             program = self._program(purpose, compute, inputs) if traced else compute
             values, *gradients = program(inputs)
             if chunk == LOOP:
@@ -191,15 +191,15 @@ class Models:
         """Return the traced program for inputs of these shapes; the function itself where tracing fails."""
         shapes = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
         autocast = torch.is_autocast_enabled(inputs[0].device.type)
-        key = (purpose, shapes, self.method.training, autocast)
+        key = (purpose, shapes, self.method.training, self.method.norm, self.method.steps_now, autocast)
         if key not in self._programs:
             devices = [inputs[0].device] if inputs[0].is_cuda else []
             try:
                 with torch.random.fork_rng(devices=devices):  # what tracing draws, training does not miss
                     self._programs[key] = trace(compute, inputs)
             except Exception:  # whatever the network does that cannot be traced, it still runs as it is
-                self._programs[key] = compute
-        return self._programs[key]
+                self._programs[key] = None
+        return self._programs[key] or compute
 
 
 def fastest_chunk(
@@ -268,4 +268,6 @@ def _seconds(trial: Callable[[int], object], chunk: int) -> float:
     trial(chunk)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+    if torch.backends.mps.is_available():
+        torch.mps.synchronize()
     return time.perf_counter() - start

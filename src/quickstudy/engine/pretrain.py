@@ -24,7 +24,7 @@ from quickstudy.data.progress import track
 from quickstudy.data.transformed import TransformedTasks
 from quickstudy.data.transforms import Transform, transform_images
 from quickstudy.engine.checkpoint import load_weights, save_weights
-from quickstudy.engine.evaluate import DRAWN_AT_ONCE, seed_randomness
+from quickstudy.engine.evaluate import DRAWN_AT_ONCE, make_current, seed_randomness
 from quickstudy.engine.job import Quiet, check_same
 from quickstudy.engine.recipe import dump_recipe, instantiate, parse_recipe
 from quickstudy.engine.run import Run, environment
@@ -285,6 +285,7 @@ class Pretrainer:
     """
 
     def __init__(self, settings: Namespace, seed: int, device: str) -> None:
+        make_current(device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.recipe = recipe = instantiate(settings, EmbedRecipe)
@@ -505,14 +506,15 @@ def pretrain(
         Interrupted: a signal stopped it, after saving.
     """
     run = Pretrained(folder)
-    if run.begun(resume=resume, overwrite=overwrite):
+    begun = run.begun(resume=resume, overwrite=overwrite)
+    if begun:
         check_same(run, settings, [seed], EmbedRecipe)
         info = run.info
     else:
         info = {"recipe": name, "seeds": [seed], **environment(device)}
     trainer = Pretrainer(settings, seed, device)  # may complain of data or network: before anything is written
     names = {split: _row_names(trainer.images[split], layout) for split in SPLITS}
-    if overwrite:
+    if not begun:
         run.clear()
     run.write_text("recipe.yaml", dump_recipe(settings, EmbedRecipe))
     run.write_info(info)

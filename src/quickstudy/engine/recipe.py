@@ -212,7 +212,7 @@ def recipe_text(name: str, command: str = "train") -> str:
     path = Path(name)
     if path.suffix in {".yaml", ".yml"}:
         try:
-            return path.read_text()
+            return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not a text file in UTF-8"
             raise RecipeError(f"cannot read the recipe {name}: {reason}") from error
@@ -222,7 +222,7 @@ def recipe_text(name: str, command: str = "train") -> str:
             f"no recipe {name!r}{suggest(name, names)}; `quickstudy recipes` lists them, and a path ending in "
             ".yaml reads your own"
         )
-    return (resources.files("quickstudy") / "recipes" / f"{name}.yaml").read_text()
+    return (resources.files("quickstudy") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def recipe_parser(kind: type = Recipe) -> ArgumentParser:

@@ -16,7 +16,7 @@ from quickstudy.data.base import Dataset
 from quickstudy.data.registry import dataset_entry
 from quickstudy.engine.recipe import instantiate, parse_recipe, recipe_text
 from quickstudy.engine.run import Run
-from quickstudy.engine.testing import Wish, kept_result
+from quickstudy.engine.testing import Wish, append_measured, is_recorded, kept_result
 from quickstudy.engine.train import caught_signals
 from quickstudy.errors import QuickstudyError, RecipeError
 
@@ -43,7 +43,8 @@ class Row:
     def __init__(self, recipe: str, run: Run, seeds: Sequence[int], elsewhere: Sequence[str] = ()) -> None:
         self.recipe, self.run, self.seeds = recipe, run, seeds
         here = [on for on in elsewhere if not _missing(dataset_entry(on).load()())]
-        self._tests: list[str | None] = [None, *here]  # datasets that are left to be tested on, its own first
+        self._everywhere: list[str | None] = [None, *here]  # datasets that it is to be tested on, its own first
+        self._tests = [*self._everywhere]  # those that are left
         self.message = ""
         made = instantiate(parse_recipe(recipe_text(recipe)))
         self.trains = made.train.updates > 0
@@ -64,8 +65,18 @@ class Row:
 
     @property
     def updates(self) -> int:
-        """Updates after which it was last validated."""
-        return max((row["update"] for row in self.run.metrics()), default=0) if self.run.exists() else 0
+        """Updates after which all of its seeds were validated, or more."""
+        if not self.run.exists():
+            return 0
+        last = {row["seed"]: row["update"] for row in self.run.metrics()}
+        return min(last.get(seed, 0) for seed in self.run.info["seeds"])
+
+    def record_kept(self, record: Path) -> None:
+        """Record what was tested before, if the record has it not."""
+        for on in self._everywhere:
+            result = kept_result(self.run, Wish(on=on))
+            if result is not None and not is_recorded(record, result):
+                append_measured(record, result)
 
     def command(self, device: str, record: Path) -> list[str]:
         """Return the arguments of ``quickstudy`` that do what is to be done next."""
@@ -162,14 +173,17 @@ def reproduce(
         finally:
             _stop([*running.values()])
 
+    for row in rows:
+        if row.stage == "done":
+            row.record_kept(record)
     with caught_signals() as received:
         end = float("inf") if seconds is None else time.monotonic() + seconds
         work([row for row in rows if row.stage in ("train", "test")], lambda: time.monotonic() < end and not received)
         if partial and not received:
-            begun = [row for row in rows if row.stage == "train" and row.updates]
-            for row in begun:
-                row.stage = "test"
-            work(begun, lambda: not received)
+            for row in rows:
+                if row.stage == "train" and row.updates:
+                    row.stage = "test"
+            work([row for row in rows if row.stage == "test"], lambda: not received)
         return bool(received)
 
 

@@ -87,14 +87,14 @@ class Run:
         return {path for pattern in patterns for path in self.folder.glob(pattern)}
 
     def clear(self) -> None:
-        """Remove what runs have left in the folder, and nothing else."""
-        for path in self.own_files():
+        """Remove what runs have left in the folder, and nothing else; first the states, which are of no use alone."""
+        for path in sorted(self.own_files(), key=lambda path: path.suffix != ".pt"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     @property
     def recipe_text(self) -> str:
         """The YAML of all settings."""
-        return (self.folder / "recipe.yaml").read_text()
+        return (self.folder / "recipe.yaml").read_text(encoding="utf-8")
 
     @property
     def name(self) -> str:
@@ -104,7 +104,7 @@ class Run:
     @property
     def info(self) -> dict[str, Any]:
         """What :attr:`INFO` holds."""
-        return _parsed(self.folder / self.INFO, (self.folder / self.INFO).read_text())
+        return _parsed(self.folder / self.INFO, (self.folder / self.INFO).read_text(encoding="utf-8"))
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file of the run, whole or not at all."""
@@ -172,7 +172,7 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """Return the history of the training."""
         path = self.folder / "metrics.jsonl"
-        return [_parsed(path, line) for line in path.read_text().splitlines()] if path.exists() else []
+        return [_parsed(path, line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def _parsed(path: Path, text: str) -> dict[str, Any]:
@@ -190,7 +190,7 @@ def environment(device: str) -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version(), **versions},
         "machine": {"system": platform.platform(), "processor": _processor(), "threads": torch.get_num_threads()},
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         "commit": _commit(),
         "command": " ".join(sys.argv[1:]),
     }

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -17,14 +18,15 @@ from jsonargparse import Namespace
 
 from quickstudy.data.reader import PictureReader
 from quickstudy.data.registry import DATASETS, dataset_entry
-from quickstudy.engine.evaluate import evaluate
+from quickstudy.engine.checkpoint import restore
+from quickstudy.engine.evaluate import evaluate, make_current
 from quickstudy.engine.models import Models
 from quickstudy.engine.recipe import Recipe, differences, instantiate, parse_recipe, recipe_names, recipe_text
 from quickstudy.engine.run import Run, environment
 from quickstudy.engine.statistics import Estimate, estimate
 from quickstudy.engine.train import build_methods, initial_methods
 from quickstudy.errors import RecipeError
-from quickstudy.files import append_text, csv_text
+from quickstudy.files import append_text, create_text, csv_text
 from quickstudy.methods import Method, Norm
 from quickstudy.task import TaskShape
 
@@ -125,8 +127,8 @@ def trained_methods(run: Run, weights: str, device: str = "cpu", seeds: Sequence
     assert seeds is not None
     methods = build_methods(lambda: instantiate(settings), seeds)
     for seed, method in zip(seeds, methods):
-        method.load_state_dict(run.load_weights(weights, seed))
         method.to(device, dtype)
+        restore(method, run.load_weights(weights, seed))
     return methods
 
 
@@ -199,6 +201,7 @@ def _tested(
         updates: of the training behind them.
         seconds: that it took.
     """
+    make_current(device)
     recipe, seeds, wish = instantiate(settings), [*methods], wish.filled()
     on = wish.on or recipe.dataset.name
     own = on == recipe.dataset.name
@@ -301,7 +304,7 @@ def kept_result(run: Run, wish: Wish = Wish()) -> Result | None:
         asked["tasks"] *= len(run.info["seeds"])
     may_differ = {*asked, "images"}
     path = run.folder / "test.jsonl"
-    kept = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    kept = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
     done = min((row["update"] for row in _last_rows(run).values()), default=0)
     for row in reversed(kept):
         setting = row["setting"]
@@ -345,7 +348,18 @@ def append_measured(path: Path, result: Result) -> None:
         FileError: it cannot be written.
     """
     row = result.row()
-    text = path.read_text() if path.exists() else ""
-    if text and next(csv.reader([text.splitlines()[0]])) != list(row):
+    header = ",".join(row) + "\n"
+    if not path.exists():
+        with suppress(FileExistsError):  # of two processes one makes the file, and both append
+            create_text(path, header)
+    text = path.read_text(encoding="utf-8")
+    if not text:
+        append_text(path, header)
+    elif next(csv.reader([text.splitlines()[0]])) != list(row):
         raise RecipeError(f"{path} has other columns than the results of this version; choose another file")
-    append_text(path, csv_text([row], header=not text))
+    append_text(path, csv_text([row], header=False))
+
+
+def is_recorded(path: Path, result: Result) -> bool:
+    """Tell whether a CSV file of measured scores has the row of a result."""
+    return path.exists() and csv_text([result.row()], header=False) in path.read_text(encoding="utf-8")

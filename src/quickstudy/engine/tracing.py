@@ -7,13 +7,15 @@ the operations are left, in the same order with the same results to the last bit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._functorch.compile_utils import fx_graph_cse
+from torch._ops import OpOverload
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_flatten
 
 from quickstudy.nn.lstm import IMPLEMENTATIONS
 
@@ -64,11 +66,13 @@ def trace(function: Program, inputs: Sequence[Tensor]) -> Program:
         Exception: the function cannot be traced, because it looks at the values of its tensors.
     """
     module = make_fx(lambda *tensors: function(tensors))(*inputs)
-    for node in module.graph.nodes:
-        if node.op == "call_function":
+    graph = module.graph
+    changing = _written(graph)
+    for node in graph.nodes:
+        if node.op == "call_function" and (node.target is not aten._to_copy.default or node not in changing):
             _simplify(node)
-    module.graph.eliminate_dead_code()
-    graph = fx_graph_cse(module.graph)
+    graph.eliminate_dead_code()
+    _merge(graph, changing)
     for node in graph.nodes:
         if node.target in _CALLED_DIRECTLY:
             node.target = _CALLED_DIRECTLY[node.target]
@@ -88,24 +92,25 @@ def trace(function: Program, inputs: Sequence[Tensor]) -> Program:
 def _captured(program: Program, inputs: Sequence[Tensor]) -> Program:
     """Return the program as one CUDA graph, whose kernels start without Python; itself, if it cannot be captured."""
     own = [tensor.detach().clone() for tensor in inputs]
-    graph = torch.cuda.CUDAGraph()
+    graph, device = torch.cuda.CUDAGraph(), inputs[0].device  # which need not be the current one
     try:
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):  # libraries choose and allocate in their first calls, which a graph must not
-            for _ in range(3):
-                program(own)
-        torch.cuda.current_stream().wait_stream(aside)
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            results = program(own)
+        with torch.cuda.device(device):
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):  # libraries choose and allocate in their first calls, which a graph must not
+                for _ in range(3):
+                    program(own)
+            torch.cuda.current_stream().wait_stream(aside)
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                results = program(own)
     except RuntimeError:  # such as a copy to the host, or no memory left
         return program
 
     def replay(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        with torch.no_grad():
+        with torch.no_grad(), torch.cuda.device(device):
             torch._foreach_copy_(own, list(inputs))  # pyright: ignore[reportPrivateImportUsage] (one kernel)
-        graph.replay()
-        return [result.clone() for result in results]  # the next replay overwrites them
+            graph.replay()
+            return [result.clone() for result in results]  # the next replay overwrites them
 
     return replay
 
@@ -125,6 +130,43 @@ def _simplify(node: fx.Node) -> None:
     elif node.target in _RESHAPES and source.target in _RESHAPES and _contiguous(source.args[0]):
         node.args = (source.args[0], *node.args[1:])
         _simplify(node)
+
+
+def _written(graph: fx.Graph) -> set[fx.Node]:
+    """Return the nodes whose values may change after they are computed, and those that read such values.
+
+    They are in memory that a later operation writes into, directly or through a view.
+    """
+    owner: dict[fx.Node, fx.Node] = {}  # of each node's memory: the node that it is a view of, or itself
+    written: set[fx.Node] = set()
+    for node in graph.nodes:
+        source = next(iter(node.all_input_nodes), None)
+        owner[node] = node
+        if isinstance(node.target, OpOverload) and source is not None:
+            schema = node.target._schema
+            if node.target is aten._unsafe_view.default or any(r.alias_info is not None for r in schema.returns):
+                owner[node] = owner[source]
+            for argument, value in zip(schema.arguments, node.args):
+                if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, fx.Node):
+                    written.add(owner[value])
+        elif source is not None and node.target is operator.getitem:
+            owner[node] = owner[source]
+    return {node for node in graph.nodes if any(owner[part] in written for part in (node, *node.all_input_nodes))}
+
+
+def _merge(graph: fx.Graph, changing: Collection[fx.Node]) -> None:
+    """Compute once what is computed several times alike, but not what is ``changing``, nor what is drawn at random."""
+    first: dict[Hashable, fx.Node] = {}
+    for node in graph.nodes:
+        random = isinstance(node.target, OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
+        if random or node in changing or node.op not in ("call_function", "get_attr"):
+            continue
+        leaves, structure = tree_flatten((node.args, node.kwargs))
+        values = tuple(leaf if isinstance(leaf, fx.Node) else (type(leaf), repr(leaf)) for leaf in leaves)
+        known = first.setdefault((node.target, repr(structure), values), node)
+        if known is not node:
+            node.replace_all_uses_with(known)
+            graph.erase_node(node)
 
 
 def _layout(node: fx.Node) -> tuple | None:

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from quickstudy.engine.checkpoint import load_state, load_weights
-from quickstudy.engine.evaluate import draw, evaluate, seed_randomness
+from quickstudy.engine.evaluate import draw, evaluate, make_current, seed_randomness
 from quickstudy.engine.models import Models, fastest_chunk, meta_loss
 from quickstudy.engine.recipe import Recipe
 from quickstudy.engine.run import Run
@@ -45,6 +45,10 @@ class NotFinite(TrainingError):
     def __init__(self, message: str, remedy: str) -> None:
         super().__init__(message)
         self.remedy = remedy
+
+
+class Diverged(TrainingError):
+    """A training ended, because a loss or a gradient is not finite; what it had come to is saved, if it had."""
 
 
 class Interrupted(TrainingError):
@@ -131,6 +135,7 @@ class Group:
     device: str
 
     def __post_init__(self) -> None:
+        make_current(self.device)
         train = self.recipe.train
         self.models = Models([method.to(self.device, train.dtype) for method in self.methods])
         self.optimizer = self._optimizer()
@@ -390,7 +395,7 @@ def train_group(
         received: signals that came, see :func:`caught_signals`: the training stops after its step.
 
     Raises:
-        TrainingError: a loss is not finite; the message names the last good checkpoint.
+        Diverged: a loss is not finite; the message names the last good checkpoint.
         Interrupted: SIGINT or SIGTERM came; the step was finished and the state saved.
     """
     total, every = group.total, group.every
@@ -435,7 +440,7 @@ def train_group(
         path = run.state_path(group.seeds)
         good = load_state(path)["updates"] if path.exists() else None
         kept = f"the last good checkpoint is {path} (update {good})" if path.exists() else "nothing was saved"
-        raise TrainingError(
+        raise Diverged(
             f"{error}, in recipe {run.name}; {kept}. A lower learning rate, {error.remedy} may help"
         ) from error
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from quickstudy.data.base import Dataset
 from quickstudy.data.reader import PictureReader
-from quickstudy.engine.checkpoint import load_weights, save_weights
+from quickstudy.engine.checkpoint import load_weights, restore, save_weights, tensors_of
 from quickstudy.engine.pretrain import EmbedRecipe, Pretrained, nearest_centroid
 from quickstudy.engine.recipe import dump_recipe, instantiate, parse_recipe, recipe_text
 from quickstudy.engine.run import Run
@@ -141,7 +141,7 @@ class Trained:
             method.build(Task(x, y, x, y, way))
         if weights:
             method.to(next(iter(weights.values())).dtype)  # all are of one type
-        method.load_state_dict(weights)
+        restore(method, weights)
         return cls(method.eval(), parts.reader, text)
 
     def save(self, folder: Path) -> None:
@@ -156,7 +156,7 @@ class Trained:
                 "a method that was made in Python has no recipe to save: train it by one (`quickstudy train`) and give "
                 "the folder of the run"
             )
-        save_weights(folder / WEIGHTS, self.method.state_dict())
+        save_weights(folder / WEIGHTS, tensors_of(self.method))
         write_text(folder / PARTS, self.parts)
         write_info(folder / INFO, input_shape=[*self.method.input_shape], way=self.method.way)
 

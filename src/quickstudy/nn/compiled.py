@@ -67,7 +67,7 @@ def library(sizes: tuple[int, ...], dtype: torch.dtype) -> ctypes.CDLL:
     }
     source = resources.files("quickstudy.nn") / "coordinates.c"
     command = [*compiler, *FLAGS, *(f"-D{name}={value}" for name, value in definitions.items())]
-    made_for = "\n".join([source.read_text(), *command, *_machine()])
+    made_for = "\n".join([source.read_text(encoding="utf-8"), *command, *_machine()])
     kept = cache_folder() / "compiled" / f"{hashlib.sha256(made_for.encode()).hexdigest()[:16]}.so"
     if not kept.exists():
         with resources.as_file(source) as file, tempfile.TemporaryDirectory() as folder:
