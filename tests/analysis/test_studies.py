@@ -155,6 +155,10 @@ def test_methods_are_compared_and_what_was_done_is_kept(tmp_path: Path, command:
     assert (status, err) == (0, "")
     assert "updates ·" not in out
     assert {path.name: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    status, _, err = command("study", "methods", "glyphs", "--only", "protonet", *short, "--channels=8")
+    assert (status, "was trained with other settings" in err, "channels: 4 became 8" in err) == (1, True, True)
+    status, _, err = command("study", "methods", "glyphs", "--only", "protonet", *short, "--seeds=1")
+    assert (status, "was trained with seeds [0], not [1]" in err) == (1, True)
     status, out, err = command("study", "methods", "glyphs", "--only", "boil", *short, "--optimizer.lr", "1e38")
     assert (status, err) == (0, "")
     assert "is not finite" in out  # and it is tested with the weights it had
