@@ -172,17 +172,20 @@ Kind = TypeVar("Kind")
 def recipe_names(command: str = "train") -> list[str]:
     """Return the names of the recipes that come with the library, such as ``omniglot/maml-mlp-5w1s``.
 
+    They are in the order of the alphabet, and of numbers in it: 5 shots before 10.
+
     Args:
         command: that they are for: ``train``, or ``embed`` (such as ``embed/cifar-fs-resnet12``).
     """
     root = resources.files("quickstudy") / "recipes"
-    return sorted(
+    names = [
         f"{folder.name}/{file.name.removesuffix('.yaml')}"
         for folder in root.iterdir()
         if folder.is_dir() and (folder.name == EMBED) == (command == EMBED)
         for file in folder.iterdir()
         if file.name.endswith(".yaml")
-    )
+    ]
+    return sorted(names, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
 
 
 def matching_recipes(filter: str) -> list[str]:
