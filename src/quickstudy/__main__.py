@@ -84,11 +84,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         module, function = COMMANDS[name][0].split(":")
         from quickstudy.commands import call
 
-        return call(name, getattr(import_module(module), function), rest) or 0
+        status = call(name, getattr(import_module(module), function), rest) or 0
+        sys.stdout.flush()
+        return status
     except QuickstudyError as error:
         print(f"quickstudy: {error}", file=sys.stderr)
         signal_number = getattr(error, "signal_number", None)
         return 1 if signal_number is None else 128 + signal_number
+    except BrokenPipeError:  # what reads our output, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
     except KeyboardInterrupt:
         return 130
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -212,6 +213,15 @@ def test_the_demo_and_curves(tmp_path: Path, command: Command) -> None:
     assert "1,019 characters to learn from, 248 of other scripts" in out
     assert "nearest pixels" in out
     assert "chance 20 %" in out
+    (tmp_path / "runs/demo").rename(tmp_path / "runs/kept")
+    (tmp_path / "runs/demo").mkdir()
+    for name in ("run.json", "recipe.yaml"):
+        text = (tmp_path / "runs/kept" / name).read_text()
+        (tmp_path / "runs/demo" / name).write_text(text.replace("glyphs/protonet-conv4-5w1s", "mine"))
+    status, _, err = command("demo", *few)
+    assert (status, "runs/demo holds a training of mine, which is no demo" in err) == (1, True)
+    shutil.rmtree(tmp_path / "runs/demo")
+    (tmp_path / "runs/kept").rename(tmp_path / "runs/demo")
     folder = tmp_path / "runs" / "demo"
     assert {"task.png", "curves.png", "best-0.safetensors", "test.jsonl"} <= {path.name for path in folder.iterdir()}
     status, out, err = command("curves", "runs/demo,runs/demo", "--out", "figures/both.svg")

@@ -176,6 +176,20 @@ def test_a_picture_whose_exif_is_damaged_is_taken_as_it_lies(tmp_path: Path) -> 
     assert torch.equal(*PictureReader(3, 6)([tmp_path / "picture.png", colour()]))
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_what_is_transparent_is_paper(mode: str, tmp_path: Path) -> None:
+    ink = np.zeros((8, 8, 4), np.uint8)  # black on black, as drawing programs export it
+    ink[:, :4, 3] = 255
+    picture = Image.fromarray(ink).convert(mode)
+    picture.save(tmp_path / "drawn.png")
+    reader = PictureReader.of((3, 8, 8))
+    assert reader is not None
+    for form in (picture, tmp_path / "drawn.png"):
+        found = reader([form])[0]
+        assert (found[..., :4] == 0).all()
+        assert (found[..., 4:] == 1).all()
+
+
 def test_a_random_transform_does_not_make_a_prediction_random() -> None:
     reader = PictureReader(3, 6, transforms=[RandomCrop(4, padding=0)])
     assert torch.equal(reader([colour()]), reader([colour()]))

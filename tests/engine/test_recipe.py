@@ -38,6 +38,29 @@ def test_overrides_reach_every_depth() -> None:
     assert optimizer.defaults["lr"] == 2
 
 
+def test_single_settings_of_what_a_recipe_leaves_out_are_overridden() -> None:
+    bare = "\n".join(
+        [
+            "dataset: quickstudy.data.Glyphs",
+            "method: {class_path: quickstudy.methods.ProtoNet, init_args: {backbone: quickstudy.nn.Conv4}}",
+            "train: {task: {way: 5, shot: 1, queries: 10}}",
+        ]
+    )
+    whole = engine.instantiate(parse_recipe(bare))
+    assert (whole.test.task, whole.validation.task) == (TaskShape(5, 1, 15), TaskShape(5, 1, 15))
+    changed = engine.instantiate(parse_recipe(bare, ["--test.task.queries=4", "--train.task.shot=3"]))
+    assert (changed.test.task, changed.validation.task) == (TaskShape(5, 3, 4), TaskShape(5, 3, 4))
+    both = parse_recipe(bare, ["--validation.task.way=2", "--test.task.queries=4", "--optimizer.lr=0.5"])
+    made = engine.instantiate(both)
+    assert (made.test.task, made.validation.task) == (TaskShape(5, 1, 4), TaskShape(2, 1, 4))
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    for settings, lr in ((both, 0.5), (parse_recipe(bare), 1e-3)):
+        optimizer = engine.instantiate(settings).optimizer([parameter])
+        assert isinstance(optimizer, torch.optim.Adam)
+        assert optimizer.param_groups[0]["lr"] == lr
+    assert engine.instantiate(parse_recipe(bare, ["--optimizer=torch.optim.SGD"])).optimizer([parameter]).defaults
+
+
 def test_a_dumped_recipe_reads_back_the_same() -> None:
     for text in (SINE, recipe_text("omniglot/maml-conv4-20w1s")):
         settings = parse_recipe(text)

@@ -135,6 +135,11 @@ def test_the_command(tmp_path: Path, command: Callable[..., tuple[int, str, str]
     assert readme.endswith("<!-- measured: end -->\nz\n")
     assert "old" not in readme
     assert "| glyphs/nearest-neighbour-pixels-5w1s | – |" in readme
+    recorded = (tmp_path / "results/measured.csv").read_text()
+    assert command("reproduce", "glyphs/nearest-neighbour-pixels-5w1s")[0] == 0
+    assert (tmp_path / "results/measured.csv").read_text() == recorded  # what is done is not done again
+    assert command("reproduce", NAME, "--record", "results/mine.csv", "--seeds", "0,1")[0] == 0
+    assert (tmp_path / "README.md").read_text() == readme  # which is of results/measured.csv
     for name in ("measured-glyphs.png", "curves/sine-lstm-batch-5shot.png", "curves/sine-lstm-batch-5shot.csv"):
         assert (tmp_path / "results" / name).stat().st_size > 500
     _, out, _ = command("reproduce", NAME, "--missing", "--budget", "0")

@@ -23,6 +23,7 @@ from torch import nn
 from quickstudy import engine
 from quickstudy.engine.checkpoint import load_state, load_weights, save_state, save_weights
 from quickstudy.engine.job import Quiet
+from quickstudy.engine.models import LOOP
 from quickstudy.engine.run import Run
 from quickstudy.engine.train import Group, Interrupted, build_methods
 from quickstudy.errors import FileError, RecipeError, TrainingError
@@ -419,6 +420,22 @@ def test_overwriting_removes_what_a_run_left_and_nothing_else(tmp_path: Path) ->
     assert (run.folder / "notes.txt").read_text() == "mine"
     assert not (run.folder / "last-1.safetensors").exists()
     assert not (run.folder / ".state-0.pt-x").exists()
+
+
+def test_updates_are_not_taken_away(tmp_path: Path) -> None:
+    run = train(tmp_path / "run")
+    before = run.recipe_text
+    with pytest.raises(RecipeError, match="has trained for 30 updates already, and is asked for 10"):
+        train(run.folder, "--train.updates=10", resume=True)
+    assert run.recipe_text == before
+
+
+@pytest.mark.parametrize(("batching", "chunk"), [("loop", LOOP), ("vmap", 2)])
+def test_batching_that_is_asked_for_is_that_of_validation_too(batching: str, chunk: int) -> None:
+    group = group_of(f"--train.batching={batching}", "--train.chunk=2")
+    group.update()
+    group.validate()
+    assert group.chunks == {"train": chunk, "val": chunk}
 
 
 def test_a_state_without_its_run_is_not_continued(tmp_path: Path) -> None:

@@ -23,11 +23,11 @@ def write_report(record: Path, runs: Sequence[Run], readme: Path = Path("README.
     """Make the figures, learning curves and the table anew; yield the files written.
 
     Args:
-        record: the CSV file of measured scores. ``measured-DATASET.png`` are written beside it, and the learning
-            curves into ``curves/``.
+        record: the CSV file of measured scores. A figure for each dataset, ``measured-DATASET.png`` if it is
+            ``measured.csv``, is written beside it, and the learning curves into ``curves/``.
         runs: whose learning curves to draw.
-        readme: a file with the marks of :data:`TABLE`; left alone if it has none, or is not beside the folder of the
-            record.
+        readme: a file with the marks of :data:`TABLE`; left alone if it has none, or if the record is not
+            ``results/measured.csv`` beside it.
     """
     for run in runs:
         path = record.parent / "curves" / f"{run.name.replace('/', '-')}.png"
@@ -37,8 +37,8 @@ def write_report(record: Path, runs: Sequence[Run], readme: Path = Path("README.
     for dataset in dict.fromkeys(name.split("/")[0] for name in names):
         own = [rows[name] for name in names if name.startswith(f"{dataset}/") and name in rows]
         if own:
-            yield draw_measured(own, record.parent / f"measured-{dataset}.png")
-    if readme.is_file() and record.parent.resolve().parent == readme.parent.resolve():
+            yield draw_measured(own, record.with_name(f"{record.stem}-{dataset}.png"))
+    if readme.is_file() and record.resolve() == (readme.parent / "results" / "measured.csv").resolve():
         old = readme.read_text(encoding="utf-8")
         new = TABLE.sub(lambda match: markdown(names, record), old)
         if new != old:

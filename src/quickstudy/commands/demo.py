@@ -27,6 +27,7 @@ def demo(out: Path = Path("runs/demo"), device: str = "auto", *, settings: list[
     from quickstudy.data import ImageClasses
     from quickstudy.engine.progress import Bar
     from quickstudy.engine.testing import Wish, test_run, trained_methods
+    from quickstudy.errors import RecipeError
     from quickstudy.methods import NearestNeighbour
 
     console = Console()
@@ -34,6 +35,9 @@ def demo(out: Path = Path("runs/demo"), device: str = "auto", *, settings: list[
     def say(name: str, text: str) -> None:
         console.print(f"{name:<18}{text}", soft_wrap=True, highlight=False)
 
+    there = engine.Run(out)
+    if there.exists() and there.name != RECIPE:
+        raise RecipeError(f"{out} holds a training of {there.name}, which is no demo: choose another folder with --out")
     device = pick_device(device)
     parsed = engine.parse_recipe(engine.recipe_text(RECIPE), settings)
     recipe = engine.instantiate(parsed)

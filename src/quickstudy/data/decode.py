@@ -43,13 +43,18 @@ def decode_image(content: bytes, title: str, *, mode: str, upright: bool = False
 
 
 def convert(picture: Image.Image, title: str, *, mode: str, upright: bool = False) -> Image.Image:
-    """Return an image in other colours, as :func:`decode_image` does; Pillow alone cuts off 16-bit greys at 255.
+    """Return an image in other colours, as :func:`decode_image` does, with white behind what is transparent.
+
+    Pillow alone cuts off 16-bit greys at 255, and gives what is transparent whatever colour it hides.
 
     Raises:
         DataError: black and white of its greys cannot be known.
     """
     if upright:
         picture = _turned(picture)
+    if picture.has_transparency_data:  # what drawings are exported on; without it they are often black on black
+        ink = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", ink.size, "white"), ink)
     scales = _SCALES.get(picture.mode[:4])  # I;16 is also called I;16B, I;16L and I;16N
     if scales is None:
         return picture.convert(mode)

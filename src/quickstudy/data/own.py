@@ -160,6 +160,10 @@ class ImageFolder(OwnImages):
             return f"listed in {path}", self._split(_listed(path))
         if path.is_dir():
             return f"class folders in {path}", self._split(class_files(path))
+        if not path.exists():
+            raise DataError(
+                f"there is no {path} (from {Path.cwd()}): give the folder of your images, or an archive of it"
+            )
         archive = open_files(path)
         files: Files = {split: archive_files(archive, (split,)) for split in SPLITS}
         if all(files.values()):

@@ -34,6 +34,8 @@ def contact_sheet(
     from PIL import Image
 
     path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise DataError(f"a sheet is drawn as PNG: give {path} the ending .png")
     if min(rows, columns, zoom, len(classes)) < 1:
         raise DataError(f"{classes.title}: a sheet needs at least one class, row, column and a zoom of 1")
     if classes.images.dim() != 4:

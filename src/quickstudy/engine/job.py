@@ -80,6 +80,12 @@ def train(
     if begun:
         info = run.info
         check_same(run, settings, seeds)
+        trained = max((row["update"] for row in run.metrics()), default=0)
+        if settings.train.updates < trained:
+            raise RecipeError(
+                f"{run.folder} has trained for {trained} updates already, and is asked for {settings.train.updates}: "
+                "more can be added, but none taken away"
+            )
     else:
         info = {"recipe": name, "seeds": seeds, "groups": _grouping(group_of, seeds), **environment(device)}
     first = group_of(info["groups"][0])  # may complain of data or network: before anything is written or removed

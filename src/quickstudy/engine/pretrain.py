@@ -86,7 +86,7 @@ class FewShot:
 
 
 def _sgd(parameters: Iterable[Any]) -> Optimizer:
-    return SGD(parameters, lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    return SGD(parameters, **EmbedRecipe.OPTIMIZER["init_args"])
 
 
 @dataclass
@@ -111,6 +111,11 @@ class EmbedRecipe:
     validation: FewShot = field(default_factory=FewShot)
     optimizer: Callable[[Iterable], Optimizer] = _sgd
     schedule: Callable[[Optimizer], LRScheduler | ReduceLROnPlateau] | None = None
+
+    OPTIMIZER: ClassVar[dict[str, Any]] = {
+        "class_path": "torch.optim.SGD",
+        "init_args": {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True},
+    }
 
     def batches(self) -> int:
         """Return how many batches the meta-train images fill, which is the updates of an epoch.

@@ -75,6 +75,9 @@ class Bar:
     def validated(self, rows: list[dict[str, Any]], best: list[float]) -> None:
         """Show the scores of a validation, averaged over the seeds of the group."""
         self._seeds = len(rows)
+        losses = [row["train_loss"] for row in rows if row["train_loss"] == row["train_loss"]]  # none before training
+        self._loss = f"loss {sum(losses) / len(losses):.3g}" if losses else ""
+        self._rate = self._rate if losses else 0.0
         mean = sum(row["val_score"] for row in rows) / len(rows)
         top = sum(best) / len(best)
         self._validation = f"validation {self._score(mean)} · best {self._score(top)}"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from pydoc import locate
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 import yaml
@@ -124,7 +125,7 @@ class Testing:
 
 
 def _adam(parameters: Iterable[Any]) -> Optimizer:
-    return Adam(parameters, lr=1e-3)
+    return Adam(parameters, **Recipe.OPTIMIZER["init_args"])
 
 
 @dataclass
@@ -154,12 +155,19 @@ class Recipe:
     pretrained: str | None = None
     published: list[str] = field(default_factory=list)
 
+    OPTIMIZER: ClassVar[dict[str, Any]] = {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-3}}
+    """The default optimiser, in words of which single settings can be overridden."""
+
     def __post_init__(self) -> None:
-        task = self.train.task
         if self.test.task is None:
-            self.test.task = task if task.way is None else TaskShape(task.way, task.shot, 15)
+            self.test.task = TaskShape(**vars(testing_task(self.train.task)))
         if self.validation.task is None:
             self.validation.task = self.test.task
+
+
+def testing_task(task: Any) -> Namespace:
+    """Return the size of test tasks if none is given, by that of meta-training tasks."""
+    return Namespace(way=task.way, shot=task.shot, queries=task.queries if task.way is None else 15)
 
 
 EMBED = "embed"
@@ -233,6 +241,8 @@ def recipe_parser(kind: type = Recipe) -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False, prog="quickstudy train RECIPE", default_env=False)
     parser.add_argument("--recipe", action="config", help="YAML file of settings, applied in order")
     parser.add_class_arguments(kind)
+    if hasattr(kind, "OPTIMIZER"):
+        parser.set_defaults({"optimizer": kind.OPTIMIZER})
     return parser
 
 
@@ -250,13 +260,27 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), kind: type = Recipe) 
     parser = recipe_parser(kind)
     try:
         yaml.safe_load(text)
-        settings = parser.parse_args([f"--recipe={text}", *overrides])
+        settings = parser.parse_args([f"--recipe={text}", *_whole_tasks(text, overrides, parser)])
     except yaml.YAMLError as error:
         raise RecipeError(f"the recipe is not valid YAML: {error}") from error
     except ArgumentError as error:
         raise RecipeError(_explained(str(error), parser)) from error
     settings.pop("recipe", None)
     return settings
+
+
+def _whole_tasks(text: str, overrides: Sequence[str], parser: ArgumentParser) -> list[str]:
+    """Put the sizes of test and validation tasks that a recipe does not give in front of overrides of single ones."""
+    whole = [*overrides]
+    for section in ("test", "validation"):
+        single = f"--{section}.task."
+        if any(override.startswith(single) for override in overrides):
+            others = [override for override in whole if not override.startswith(("--validation.task.", single))]
+            given = parser.parse_args([f"--recipe={text}", *others])
+            if given.get("train.task") is not None and given[section].task is None:
+                sizes = given.get("test.task") or testing_task(given.train.task)
+                whole.insert(0, f"--{section}.task={json.dumps(vars(sizes))}")
+    return whole
 
 
 def dump_recipe(settings: Namespace, kind: type = Recipe) -> str:

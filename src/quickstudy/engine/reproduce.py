@@ -16,7 +16,7 @@ from quickstudy.data.base import Dataset
 from quickstudy.data.registry import dataset_entry
 from quickstudy.engine.recipe import instantiate, parse_recipe, recipe_text
 from quickstudy.engine.run import Run
-from quickstudy.engine.testing import Wish, append_measured, is_recorded, kept_result
+from quickstudy.engine.testing import Wish, append_measured, has_recipe, is_recorded, kept_result
 from quickstudy.engine.train import caught_signals
 from quickstudy.errors import QuickstudyError, RecipeError
 
@@ -176,6 +176,8 @@ def reproduce(
     for row in rows:
         if row.stage == "done":
             row.record_kept(record)
+        elif not row.trains and row.stage == "test" and has_recipe(record, row.recipe):
+            row.stage = "done"
     with caught_signals() as received:
         end = float("inf") if seconds is None else time.monotonic() + seconds
         work([row for row in rows if row.stage in ("train", "test")], lambda: time.monotonic() < end and not received)

@@ -360,6 +360,12 @@ def append_measured(path: Path, result: Result) -> None:
     append_text(path, csv_text([row], header=False))
 
 
+def has_recipe(path: Path, name: str) -> bool:
+    """Tell whether a CSV file of measured scores has a score of a recipe in its own setting."""
+    rows = csv.DictReader(path.read_text(encoding="utf-8").splitlines()) if path.exists() else ()
+    return any(row["recipe"] == name and not row["differs"] for row in rows)
+
+
 def is_recorded(path: Path, result: Result) -> bool:
     """Tell whether a CSV file of measured scores has the row of a result."""
     return path.exists() and csv_text([result.row()], header=False) in path.read_text(encoding="utf-8")

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from quickstudy.engine.checkpoint import load_state, load_weights
 from quickstudy.engine.evaluate import draw, evaluate, make_current, seed_randomness
-from quickstudy.engine.models import Models, fastest_chunk, meta_loss
+from quickstudy.engine.models import LOOP, Models, fastest_chunk, meta_loss
 from quickstudy.engine.recipe import Recipe
 from quickstudy.engine.run import Run
 from quickstudy.engine.statistics import estimate
@@ -252,6 +252,13 @@ class Group:
             final=(lambda size: self.gradients(batch, size, True)) if train.trace else None,
         )
 
+    def _asked_chunk(self) -> int | None:
+        """Return how a validation is to be batched; ``None``: as is fastest."""
+        train = self.recipe.train
+        if train.batching == "auto":
+            return None
+        return LOOP if train.batching == "loop" else train.chunk or train.meta_batch
+
     def _clipped(self, gradients: list[Tensor]) -> list[Tensor]:
         train = self.recipe.train
         if train.clip_value is not None and not train.clip_each_task:
@@ -306,7 +313,7 @@ class Group:
             self.seeds,
             tasks=settings.tasks,
             first=number * settings.tasks,
-            chunk=self.chunks.get("val"),
+            chunk=self.chunks.get("val", self._asked_chunk()),
             cast=self.recipe.train.cast,
             traced=self.recipe.train.trace,
         )

@@ -107,7 +107,8 @@ class Method(nn.Module, ABC):
             raise RecipeError(
                 f"{name} was built for {self.way}-way tasks and cannot take {example.way}-way ones: its parameters "
                 f"depend on the number of classes. Give it {self.way} classes, or train a method that takes any number "
-                "(any_way), such as ProtoNet, MatchingNet, LEO, or MAML with head_start: prototypes (ProtoMAML)"
+                "(any_way), such as ProtoNet, MatchingNet, LEO, or MAML with head_start: prototypes (ProtoMAML); a "
+                "method of your own whose parameters do not says so by any_way = True"
             )
         if example.support_x.shape[1:] != self.input_shape:
             was, now = ("×".join(map(str, shape)) for shape in (self.input_shape, example.support_x.shape[1:]))
