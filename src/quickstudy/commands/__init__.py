@@ -47,7 +47,7 @@ def call(name: str, function: Callable[..., int | None], arguments: Sequence[str
         word = _first_word(own, flags)
         if word is not None:
             own[word] = f"--{first.name}={own[word]}"  # `recipes sine`
-    own = [f"{argument}=true" if argument in flags else argument for argument in own]
+    own = _flagged(own, flags)
     try:
         parsed = parser.parse_args(own)
     except ArgumentError as error:
@@ -63,12 +63,29 @@ def call(name: str, function: Callable[..., int | None], arguments: Sequence[str
     return function(**parser.instantiate(parsed).as_dict(), **keywords)
 
 
+def _flagged(arguments: Sequence[str], flags: Collection[str]) -> list[str]:
+    """Give flags that stand alone the value true, and others the true or false that follows."""
+    whole: list[str] = []
+    for argument in arguments:
+        if whole and whole[-1] in flags:
+            value = argument if argument in ("true", "false") else "true"
+            whole[-1] += f"={value}"
+            if argument == value:
+                continue
+        whole.append(argument)
+    if whole and whole[-1] in flags:
+        whole[-1] += "=true"
+    return whole
+
+
 def _first_word(arguments: Sequence[str], flags: Collection[str]) -> int | None:
     """Return where the first argument is that is neither an option nor the value of one."""
     value_follows = False
     for index, argument in enumerate(arguments):
         if argument.startswith("-"):
             value_follows = "=" not in argument and argument not in {*flags, "-h", "--help"}
+        elif index and arguments[index - 1] in flags and argument in ("true", "false"):
+            continue
         elif value_follows:
             value_follows = False
         else:
