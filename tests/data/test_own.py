@@ -139,7 +139,7 @@ def test_classes_that_lie_split(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: None, "No such file"),
+        (lambda path: None, "there is no "),
         (lambda path: path.mkdir(), "has no images in folders of classes"),
         (lambda path: (path / "train" / "a").mkdir(parents=True), "has no image"),
         (

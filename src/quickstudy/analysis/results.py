@@ -17,6 +17,10 @@ from quickstudy.engine.recipe import recipe_names, recipe_text
 from quickstudy.files import markdown_table
 
 
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""As safe as the other, and ten times as fast where PyYAML was built with it: a table is of some two hundred recipes."""
+
+
 @dataclass(frozen=True)
 class Score:
     """One number of a table.
@@ -49,7 +53,7 @@ def published_of(recipe: str) -> list[Score]:
         RecipeError: there is no such recipe.
     """
     known = {row["id"]: row for row in _published()}
-    identifiers = yaml.safe_load(recipe_text(recipe)).get("published", [])
+    identifiers = yaml.load(recipe_text(recipe), _LOADER).get("published", [])
     return [
         Score(row["value"], row["interval"], identifier.rsplit("/", 1)[1], _elsewhere(row, row["dataset"]))
         for identifier in identifiers
