@@ -16,9 +16,8 @@ import yaml
 from quickstudy.engine.recipe import recipe_names, recipe_text
 from quickstudy.files import markdown_table
 
-
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""As safe as the other, and ten times as fast where PyYAML was built with it: a table is of some two hundred recipes."""
+"""As safe as the other, and ten times as fast, where PyYAML has it: a table is of some two hundred recipes."""
 
 
 @dataclass(frozen=True)
