@@ -100,7 +100,7 @@ class Trained:
             settings = parse_recipe(pretrained.recipe_text, kind=EmbedRecipe)
             dataset = instantiate(settings, EmbedRecipe).dataset
             example = dataset.split("val").tasks(TaskShape(2, 1, 1), 0, 1, seed=0)[0]
-            temperature = pretrained.info["temperature"]
+            temperature = pretrained.info.get("temperature", 1.0)
             method = nearest_centroid(pretrained.backbone(), temperature).build(example)
             return cls._from(method, dataset, settings, backbone=settings.backbone, temperature=temperature)
         run = Run.open(folder)
