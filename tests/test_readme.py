@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
-from helpers import write_demo_and_photos
+from helpers import write_class_folders, write_demo_and_photos
 
+from quickstudy import engine
 from quickstudy.__main__ import COMMANDS
 from quickstudy.engine import recipe_names
 
@@ -20,6 +21,17 @@ def test_its_python(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         write_demo_and_photos(tmp_path)
         monkeypatch.chdir(tmp_path)
     exec(code, {})
+
+
+@pytest.mark.parametrize("text", re.findall(r"```yaml\n(.*?)```", README, re.DOTALL))
+def test_its_recipes(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("QUICKSTUDY_CACHE", str(tmp_path / "cache"))
+    classes = [f"class {number}" for number in range(25)]
+    write_class_folders(tmp_path, {"photos": classes}, images=6)
+    few = ["--train.updates=1", "--train.trace=false", "--validation.tasks=1", "--dataset.image_size=16"]
+    run = engine.train(engine.parse_recipe(text, few), tmp_path / "runs/photos", name="photos")
+    assert run.finished
 
 
 def test_its_commands_and_recipes_exist() -> None:
