@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from quickstudy import engine
+from quickstudy.data.base import TaskSource
 from quickstudy.engine.models import Models, meta_loss, scores
 from quickstudy.engine.recipe import dump_recipe
 from quickstudy.methods import Method
 from quickstudy.nn import MLP
-from quickstudy.task import Support, Task
+from quickstudy.task import Support, Task, TaskShape
 
 SINE = """
 dataset: {class_path: quickstudy.data.Sine}
@@ -92,6 +93,13 @@ class SteepAtZero(Method):
 
     def predict(self, state: Tensor, query_x: Tensor) -> Tensor:
         return state + 0 * self.embed(query_x).sum(1, keepdim=True)
+
+
+def read_in_turn(source: TaskSource, shape: TaskShape, seeds: int, tasks: int) -> None:
+    """Read tasks as seeds that train as one job do: some of one, of the next, and so on."""
+    for start in range(0, tasks, 50):
+        for seed in range(seeds):
+            source.tasks(shape, start, start + 50, seed=seed)
 
 
 def write_class_folders(

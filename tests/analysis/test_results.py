@@ -93,7 +93,7 @@ def test_a_measured_number_has_the_digits_that_its_interval_gives_it(
 
 def test_numbers_on_other_datasets_stand_beside_those_published_there(monkeypatch: pytest.MonkeyPatch) -> None:
     name, common = "cub/protonet-conv4-5w1s", {"metric": "accuracy", "interval": "0.5", "seeds": "1"}
-    schedule = {"recipe": "cub/protonet-conv4-5w1s", "updates": "1", "planned_updates": "1"}
+    schedule = {"recipe": name, "updates": "1", "planned_updates": "1"}
     there = {**schedule, **common, "tested_on": "miniimagenet"}
     table = [
         {**there, "value": "60", "tested_on": "cub", "differs": ""},

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from helpers import read_in_turn
 
 from quickstudy.data import images as images_module
 from quickstudy.data.base import generator
@@ -120,9 +121,7 @@ def test_seeds_that_are_read_in_turn_draw_each_block_once(
 ) -> None:
     drawn = []
     monkeypatch.setattr(images_module, "generator", lambda *key: drawn.append(key) or generator(*key))
-    for start in range(0, BLOCK + 50, 50):
-        for seed in range(seeds):
-            classes.tasks(SHAPE, start, start + 50, seed=seed)
+    read_in_turn(classes, SHAPE, seeds, BLOCK + 50)
     assert sorted(drawn) == [(seed, block) for seed in range(seeds) for block in range(2)]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import read_in_turn
 from PIL import Image, ImageEnhance
 from scipy.stats import ks_2samp
 from torch import Tensor
@@ -393,9 +394,7 @@ def test_seeds_that_are_read_in_turn_draw_each_block_once(
     drawn = []
     monkeypatch.setattr(transformed_module, "generator", lambda *key: drawn.append(key) or generator(*key))
     source = transformed(photos, [Numbers()])
-    for start in range(0, BLOCK + 50, 50):
-        for seed in range(seeds):
-            source.tasks(SHAPE, start, start + 50, seed=seed)
+    read_in_turn(source, SHAPE, seeds, BLOCK + 50)
     assert sorted(drawn) == [(seed, STREAM, block) for seed in range(seeds) for block in range(2)]
 
 

@@ -45,7 +45,8 @@ class Score:
         return f"{self.source}, on {self.tested_on}" if self.tested_on else self.source
 
 
-def published_of(recipe: str) -> list[Score]:
+@cache
+def published_of(recipe: str) -> tuple[Score, ...]:
     """Return the published numbers that a recipe is to reproduce, by the name of the recipe.
 
     Raises:
@@ -53,11 +54,16 @@ def published_of(recipe: str) -> list[Score]:
     """
     known = {row["id"]: row for row in _published()}
     identifiers = yaml.load(recipe_text(recipe), _LOADER).get("published", [])
-    return [
-        Score(row["value"], row["interval"], identifier.rsplit("/", 1)[1], _elsewhere(row, row["dataset"]))
-        for identifier in identifiers
-        if (row := known.get(identifier))
-    ]
+    rows = {identifier: known[identifier] for identifier in identifiers if identifier in known}
+    return tuple(
+        Score(
+            row["value"],
+            row["interval"],
+            identifier.rsplit("/", 1)[1],
+            "" if row["tested_on"] == row["dataset"] else row["tested_on"],
+        )
+        for identifier, row in rows.items()
+    )
 
 
 def published_elsewhere(recipe: str) -> list[str]:
@@ -70,9 +76,9 @@ def published_levels(names: Sequence[str]) -> dict[str, float]:
 
     Names that are those of no recipe have none.
     """
-    levels = {}
-    for name in (name for name in dict.fromkeys(names) if name in recipe_names()):
-        for score in published_of(name):
+    levels, known = {}, recipe_names()
+    for name in dict.fromkeys(names):
+        for score in published_of(name) if name in known else ():
             if not score.tested_on:
                 own = f"{name}, " if len(names) > 1 else ""
                 levels[f"{own}published ({score.source}): {score}"] = float(score.value)
@@ -82,10 +88,6 @@ def published_levels(names: Sequence[str]) -> dict[str, float]:
 @cache
 def _published() -> list[dict[str, str]]:
     return _table(results_file("published.csv"))
-
-
-def _elsewhere(row: Mapping[str, str], own: str) -> str:
-    return "" if row["tested_on"] == own else row["tested_on"]
 
 
 def measured_rows(record: Traversable | None = None) -> dict[str, dict[str, str]]:

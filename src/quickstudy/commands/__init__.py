@@ -42,12 +42,12 @@ def call(name: str, function: Callable[..., int | None], arguments: Sequence[str
     if "settings" in parameters:
         own, keywords["settings"] = _split(arguments)
     flags = {f"--{parameter.name}" for parameter in parameters.values() if parameter.default is False}
+    own = _flagged(own, flags)
     first = next(iter(parameters.values()), None)
     if first is not None and first.default is not first.empty:  # jsonargparse has no optional positional arguments
-        word = _first_word(own, flags)
+        word = _first_word(own)
         if word is not None:
             own[word] = f"--{first.name}={own[word]}"  # `recipes sine`
-    own = _flagged(own, flags)
     try:
         parsed = parser.parse_args(own)
     except ArgumentError as error:
@@ -78,14 +78,12 @@ def _flagged(arguments: Sequence[str], flags: Collection[str]) -> list[str]:
     return whole
 
 
-def _first_word(arguments: Sequence[str], flags: Collection[str]) -> int | None:
-    """Return where the first argument is that is neither an option nor the value of one."""
+def _first_word(arguments: Sequence[str]) -> int | None:
+    """Return where the first argument is that is neither an option nor the value of one; flags have theirs already."""
     value_follows = False
     for index, argument in enumerate(arguments):
         if argument.startswith("-"):
-            value_follows = "=" not in argument and argument not in {*flags, "-h", "--help"}
-        elif index and arguments[index - 1] in flags and argument in ("true", "false"):
-            continue
+            value_follows = "=" not in argument and argument not in {"-h", "--help"}
         elif value_follows:
             value_follows = False
         else:

@@ -39,9 +39,6 @@ def permutation(
     from rich.console import Console
 
     from quickstudy.analysis.order import SHOTS, draw_order, draw_validations, study_order
-    from quickstudy.commands.train import train
-    from quickstudy.engine.job import check_same
-    from quickstudy.engine.recipe import parse_recipe, recipe_text
     from quickstudy.engine.run import Run
     from quickstudy.engine.testing import Result, Wish, test_run
     from quickstudy.files import csv_text, write_text
@@ -52,10 +49,7 @@ def permutation(
 
     def run_of(name: str) -> Run:
         run = Run((folder if settings else Path()) / "runs" / name)
-        if run.exists():
-            check_same(run, parse_recipe(recipe_text(name), settings), numbers_of(seeds, "--seeds"), updates=True)
-        if not run.exists() or not run.finished:
-            train(name, seeds, device, run.folder, resume=run.exists(), settings=settings)
+        _train_to_the_end(run.folder, name, seeds, device, settings)
         return run
 
     def test(run: Run) -> Result:
@@ -132,9 +126,7 @@ def methods(
     from rich.console import Console
 
     from quickstudy.analysis import methods as study
-    from quickstudy.commands.train import train
     from quickstudy.data import dataset_entry
-    from quickstudy.engine.job import check_same
     from quickstudy.engine.recipe import parse_recipe, recipe_text
     from quickstudy.engine.run import Run
     from quickstudy.engine.testing import Result, Wish, kept_result, test_recipe, test_run
@@ -158,13 +150,10 @@ def methods(
         if not learns:
             return test_recipe(parse_recipe(recipe_text(name), own), Wish(), where, name=name)
         run = Run(runs / f"{name.removeprefix(study.MODELS)}-trained-{shot}shot")
-        if run.exists():
-            check_same(run, parse_recipe(recipe_text(name), own), numbers_of(seeds, "--seeds"), updates=True)
-        if not run.exists() or not run.finished:
-            try:
-                train(name, seeds, device, run.folder, resume=run.exists(), settings=own)
-            except Diverged as error:  # one that diverges is tested with its best weights, and the others go on
-                console.print(f"{name}: {error}", soft_wrap=True, highlight=False)
+        try:
+            _train_to_the_end(run.folder, name, seeds, device, own)
+        except Diverged as error:  # one that diverges is tested with its best weights, and the others go on
+            console.print(f"{name}: {error}", soft_wrap=True, highlight=False)
         return kept_result(run) or test_run(run, Wish(), where)
 
     title = f"{dataset}: conv-4 of {channels} channels, {budget:,} tasks for each method"
@@ -248,3 +237,22 @@ def domains(
                     study.draw_domains(rows, folder / "scores.png", "trained on one dataset, tested on others"),
                 ]
     console.print(*files, sep="\n")
+
+
+def _train_to_the_end(folder: Path, name: str, seeds: str, device: str, settings: list[str]) -> None:
+    """Train a recipe, or go on with what its run has begun; a finished one is left as it is.
+
+    Raises:
+        RecipeError, TrainingError: the run is of other seeds or settings.
+        Diverged, Interrupted: as of a training.
+    """
+    from quickstudy.commands.train import train
+    from quickstudy.engine.job import check_same
+    from quickstudy.engine.recipe import parse_recipe, recipe_text
+    from quickstudy.engine.run import Run
+
+    run = Run(folder)
+    if run.exists():
+        check_same(run, parse_recipe(recipe_text(name), settings), numbers_of(seeds, "--seeds"), updates=True)
+    if not run.exists() or not run.finished:
+        train(name, seeds, device, folder, resume=run.exists(), settings=settings)

@@ -77,10 +77,11 @@ def train(
     def group_of(group_seeds: list[int]) -> Group:
         return Group(make(), group_seeds, initial_methods(make, group_seeds), device)
 
+    kept = run.metrics() if begun else []  # of all seeds, of which some may be grown later than others
     if begun:
         info = run.info
         check_same(run, settings, seeds)
-        trained = max((row["update"] for row in run.metrics()), default=0)
+        trained = max((row["update"] for row in kept), default=0)
         if settings.train.updates < trained:
             raise RecipeError(
                 f"{run.folder} has trained for {trained} updates already, and is asked for {settings.train.updates}: "
@@ -94,7 +95,6 @@ def train(
     run.write_text("recipe.yaml", text)
     run.write_info(info)
 
-    kept = run.metrics()  # of seeds that trained before, some of which may be grown later than others
     done: list[dict[str, Any]] = []
     with caught_signals() as received:
         for index, group_seeds in enumerate(info["groups"]):

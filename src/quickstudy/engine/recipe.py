@@ -160,14 +160,14 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.test.task is None:
-            self.test.task = TaskShape(**vars(testing_task(self.train.task)))
+            self.test.task = testing_task(self.train.task)
         if self.validation.task is None:
             self.validation.task = self.test.task
 
 
-def testing_task(task: Any) -> Namespace:
+def testing_task(task: TaskShape | Namespace) -> TaskShape:
     """Return the size of test tasks if none is given, by that of meta-training tasks."""
-    return Namespace(way=task.way, shot=task.shot, queries=task.queries if task.way is None else 15)
+    return TaskShape(task.way, task.shot, task.queries if task.way is None else 15)
 
 
 EMBED = "embed"
