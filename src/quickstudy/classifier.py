@@ -46,8 +46,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     Args:
         model: the folder of a run, of ``quickstudy embed`` (then the nearest centroid on its backbone) or of a saved
-            classifier (whose model is used, not its classes); or a method: one that is not built is built for the data,
-            with random weights. ``None`` is the nearest centroid of vectors ``[n, features]``, which needs no training.
+            classifier (whose model is used, not its classes); what :func:`~quickstudy.meta_train` returned; or a
+            method: one that is not built is built for the data, with random weights. ``None`` is the nearest centroid
+            of vectors ``[n, features]``, which needs no training.
         seed: of a run with several, whose weights (its first if ``None``); of a method that is not built, what its
             weights are drawn by (0 if ``None``).
         norm: whose statistics normalise what is to be predicted (:class:`~quickstudy.methods.Method`). With
@@ -67,7 +68,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     def __init__(
         self,
-        model: str | os.PathLike[str] | Method | None = None,
+        model: str | os.PathLike[str] | Trained | Method | None = None,
         *,
         seed: int | None = None,
         norm: Norm = "support",
@@ -224,6 +225,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         """Return the model that the arguments name; not yet built, if it is a method that is not."""
         if self.model is None:
             return Trained(ProtoNet(nn.Flatten()))
+        if isinstance(self.model, Trained):
+            return copy.deepcopy(self.model)
         if isinstance(self.model, Method):
             return Trained.of(copy.deepcopy(self.model))
         return Trained.open(os.fspath(self.model), self.seed)

@@ -81,7 +81,7 @@ def test_wishes_that_do_not_fit(run: engine.Run) -> None:
         testing.test_run(run, Wish(queries=0), "cpu")
     with pytest.raises(RecipeError, match="takes no inner steps"):
         testing.test_run(run, Wish(steps=3), "cpu")
-    with pytest.raises(RecipeError, match="sine has mse"):
+    with pytest.raises(RecipeError, match="score on sine is mse"):
         testing.test_run(run, Wish(on="sine"), "cpu")
 
 

@@ -158,6 +158,19 @@ class Recipe:
     OPTIMIZER: ClassVar[dict[str, Any]] = {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-3}}
     """The default optimiser, in words of which single settings can be overridden."""
 
+    @classmethod
+    def named(cls, name: str, *overrides: str) -> Recipe:
+        """Return one of the recipes that come with the library, or of a YAML file, as objects.
+
+        Args:
+            name: such as ``"omniglot/protonet-conv4-5w1s"``, or a path that ends in ``.yaml``.
+            overrides: settings in command-line form, such as ``"--train.updates=100"``.
+
+        Raises:
+            RecipeError: there is no such recipe, or a setting is wrong; the message suggests the nearest name.
+        """
+        return instantiate(parse_recipe(recipe_text(name), overrides))
+
     def __post_init__(self) -> None:
         if self.test.task is None:
             self.test.task = testing_task(self.train.task)

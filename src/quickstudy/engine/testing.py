@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 
+from quickstudy.data.base import Dataset
 from quickstudy.data.reader import PictureReader
 from quickstudy.data.registry import DATASETS, dataset_entry
 from quickstudy.engine.checkpoint import restore
@@ -206,8 +207,6 @@ def _tested(
     on = wish.on or recipe.dataset.name
     own = on == recipe.dataset.name
     dataset = recipe.dataset if own else dataset_entry(on).load()()
-    if dataset.metric != recipe.dataset.metric:
-        raise RecipeError(f"{name} was trained for {recipe.dataset.metric}; {dataset.name} has {dataset.metric}")
     own_shape = recipe.test.task
     assert own_shape is not None
     shape = _shape(own_shape, wish)
@@ -216,28 +215,14 @@ def _tested(
         raise RecipeError(f"a test needs at least one task, not {tasks}")
     first = methods[seeds[0]]
     as_trained = {"norm": first.norm, "steps": first.test_steps}
-    for seed, method in methods.items():
+    for method in methods.values():
         if wish.norm:
             method.set_norm(wish.norm)
         if wish.steps is not None:
             method.set_test_steps(wish.steps)
-        calibrate(method, recipe, seed, device)
-    source = dataset.split("test").to(device)
-    given = example = source.tasks(shape, 0, 1, seed=seeds[0])[0]
-    reader = PictureReader.of(first.input_shape, recipe.dataset)
-    if not own and reader is not None and given.support_x.ndim == 4:
-        source = reader.tasks(source)
-        example = source.tasks(shape, 0, 1, seed=seeds[0])[0]
-    first.check(example)
-    per_seed, chunk = {}, None
     start = time.monotonic()
-    pooled = []
-    for seed, method in methods.items():
-        scores, chunk = evaluate(
-            Models([method]), source, shape, [seed], tasks=tasks, chunk=chunk, cast=recipe.train.cast
-        )
-        per_seed[seed] = scores[0, :, 1].mean().item()
-        pooled += scores[0, :, 1].tolist()
+    scores, images = test_methods(methods, recipe, dataset, shape, tasks, device)
+    pooled = [score for own_scores in scores.values() for score in own_scores]
     setting = {
         **dataclasses.asdict(shape),
         "tested_on": dataset.name,
@@ -254,14 +239,13 @@ def _tested(
         **as_trained,
     }
     changed = {key: new for key, new in setting.items() if new != planned[key]}
-    was, now = ("×".join(map(str, task.support_x.shape[1:])) for task in (given, example))
-    if was != now:
-        changed["images"] = f"of {was} as {now}"
+    if images is not None:
+        changed["images"] = images
     return Result(
         recipe=name,
         metric=dataset.metric,
         score=estimate(pooled),
-        per_seed=per_seed,
+        per_seed={seed: estimate(own_scores).mean for seed, own_scores in scores.items()},
         setting={
             "trained_on": recipe.dataset.name,
             **setting,
@@ -278,6 +262,49 @@ def _tested(
         },
         environment=environment(device),
     )
+
+
+def test_methods(
+    methods: Mapping[int, Method], recipe: Recipe, dataset: Dataset, shape: TaskShape, tasks: int, device: str
+) -> tuple[dict[int, list[float]], str | None]:
+    """Return the scores of methods on meta-test tasks, and in words how these had to be changed for them, if they had.
+
+    Images of another dataset than the recipe's are brought to the colours and the size that the method reads.
+
+    Args:
+        methods: built, one for each seed.
+        recipe: that they were trained by.
+        dataset: to test on.
+        shape: of the test tasks.
+        tasks: how many, for each seed.
+        device: where the methods are.
+
+    Raises:
+        RecipeError: they cannot take such tasks.
+    """
+    if dataset.metric != recipe.dataset.metric:
+        raise RecipeError(
+            f"the score on {dataset.name} is {dataset.metric}, and that on {recipe.dataset.name}, which the method is "
+            f"for, {recipe.dataset.metric}: choose another dataset"
+        )
+    for seed, method in methods.items():
+        calibrate(method, recipe, seed, device)
+    first, number = next(iter(methods.values())), next(iter(methods))
+    source = dataset.split("test").to(device)
+    given = example = source.tasks(shape, 0, 1, seed=number)[0]
+    reader = PictureReader.of(first.input_shape, recipe.dataset)
+    if dataset is not recipe.dataset and reader is not None and given.support_x.ndim == 4:
+        source = reader.tasks(source)
+        example = source.tasks(shape, 0, 1, seed=number)[0]
+    first.check(example)
+    scores, chunk = {}, None
+    for seed, method in methods.items():
+        found, chunk = evaluate(
+            Models([method]), source, shape, [seed], tasks=tasks, chunk=chunk, cast=recipe.train.cast
+        )
+        scores[seed] = found[0, :, 1].tolist()
+    was, now = ("×".join(map(str, task.support_x.shape[1:])) for task in (given, example))
+    return scores, None if was == now else f"of {was} as {now}"
 
 
 def calibrate(method: Method, recipe: Recipe, seed: int, device: str) -> None:

@@ -428,9 +428,7 @@ def train_group(
         else:
             validate()
         while group.updates < total:
-            start = time.monotonic()
-            loss = group.update()
-            group.seconds += time.monotonic() - start
+            loss = timed_update(group)
             listener.step(group.updates, lambda: loss.mean().item())  # noqa: B023
             if group.updates % every == 0 or group.updates == total:
                 group.check()
@@ -450,6 +448,14 @@ def train_group(
         raise Diverged(
             f"{error}, in recipe {run.name}; {kept}. A lower learning rate, {error.remedy} may help"
         ) from error
+
+
+def timed_update(group: Trainee) -> Tensor:
+    """Do one update, and add the time it took; return the loss."""
+    start = time.monotonic()
+    loss = group.update()
+    group.seconds += time.monotonic() - start
+    return loss
 
 
 @contextmanager
@@ -517,7 +523,7 @@ def build_optimizer(make: Callable[[Iterable], Optimizer], parameters: list[Tens
 
 
 def build_methods(recipe: Callable[[], Recipe], seeds: Sequence[int]) -> list[Method]:
-    """Return a built method for each seed, its parameters drawn by that seed alone.
+    """Return a built method for each seed, its parameters drawn by that seed alone (unless it was built before).
 
     Args:
         recipe: makes the objects of the recipe anew on each call.
@@ -528,8 +534,9 @@ def build_methods(recipe: Callable[[], Recipe], seeds: Sequence[int]) -> list[Me
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             made = recipe()
-            example = made.dataset.split("train").tasks(made.train.task, 0, 1, seed=seed)[0]
-            methods.append(made.method.build(example))
+            if not made.method.built:
+                made.method.build(made.dataset.split("train").tasks(made.train.task, 0, 1, seed=seed)[0])
+            methods.append(made.method)
     return methods
 
 

@@ -61,7 +61,7 @@ class Trained:
     Attributes:
         method: in evaluation mode, if it is built.
         reader: what makes pictures its inputs, or ``None`` if these are arrays, taken as they are.
-        parts: YAML of :class:`Parts`, or ``None`` if it was made in Python.
+        parts: YAML of :class:`Parts`, or ``None`` if it was made in Python (then it cannot be saved).
     """
 
     method: Method
@@ -71,13 +71,12 @@ class Trained:
     @property
     def shape(self) -> tuple[int, ...] | None:
         """Shape of one input, or ``None`` if the method is not built."""
-        return getattr(self.method, "input_shape", None)
+        return self.method.input_shape if self.method.built else None
 
     @classmethod
     def of(cls, method: Method) -> Self:
         """Return a method that was made in Python; pictures are brought to the size of its inputs, if it is built."""
-        shape = getattr(method, "input_shape", None)
-        return cls(method, None if shape is None else PictureReader.of(shape))
+        return cls(method, PictureReader.of(method.input_shape) if method.built else None)
 
     @classmethod
     def open(cls, folder: str | Path, seed: int | None = None) -> Self:

@@ -84,6 +84,11 @@ class Method(nn.Module, ABC):
             raise RecipeError(f"{type(self).__name__} takes zero or more inner steps, not {steps}")
         self.test_steps = steps
 
+    @property
+    def built(self) -> bool:
+        """Whether :meth:`build` has been called."""
+        return hasattr(self, "input_shape")
+
     def build(self, example: Task) -> Self:
         """Create what depends on the data: layer sizes from one example task.
 

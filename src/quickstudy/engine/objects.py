@@ -1,0 +1,114 @@
+"""Training and testing of what was made in Python: a dataset, a method, an optimiser as objects, and no files.
+
+What is to be stopped and continued, or kept, is named in a recipe instead, and trained into the folder of a run.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from contextlib import ExitStack
+from typing import Any
+
+from rich.console import Console
+
+from quickstudy.data.base import Dataset
+from quickstudy.data.reader import PictureReader
+from quickstudy.engine.checkpoint import restore
+from quickstudy.engine.evaluate import make_current
+from quickstudy.engine.progress import Bar
+from quickstudy.engine.recipe import Recipe
+from quickstudy.engine.statistics import Estimate, estimate
+from quickstudy.engine.testing import calibrate, test_methods
+from quickstudy.engine.train import Diverged, Group, Listener, NotFinite, initial_methods, timed_update
+from quickstudy.engine.trained import Trained
+from quickstudy.errors import RecipeError
+from quickstudy.methods import Method
+from quickstudy.task import TaskShape
+
+
+def meta_train(
+    recipe: Recipe, *, seed: int = 0, device: str = "cpu", listener: Listener | None = None
+) -> tuple[Trained, list[dict[str, Any]]]:
+    """Meta-train the method of a recipe, in memory.
+
+    Args:
+        recipe: its method stays as it is. If it is built, a copy trains on from the weights that it has; if not, from
+            weights that ``seed`` draws.
+        seed: of the tasks, and of all else that is drawn.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        listener: told of every update and validation; a progress bar if not given.
+
+    Returns:
+        The trained method, with the weights of the best validation, which :class:`~quickstudy.FewShotClassifier`
+        takes for a model; and the history, one row a validation, as in the ``metrics.csv`` of a run.
+
+    Raises:
+        RecipeError: the method has no parameters to learn.
+        BackboneError: the network cannot serve (:func:`quickstudy.nn.adopt`).
+        DataError: the data is not on this machine, or too little for the tasks.
+        TrainingError: a loss or a gradient is not finite.
+    """
+    make_current(device)
+
+    def make() -> Recipe:
+        return dataclasses.replace(recipe, method=copy.deepcopy(recipe.method))
+
+    (method,) = initial_methods(make, [seed])
+    group = Group(recipe, [seed], [method], device)
+    with ExitStack() as stack:
+        if listener is None:
+            title, metric = type(method).__name__, recipe.dataset.metric
+            listener = stack.enter_context(Bar(title, group.total, recipe.train.meta_batch, metric, Console()))
+        listener.validated(group.validate(), group.best_scores)
+        try:
+            while group.updates < group.total:
+                loss = timed_update(group)
+                listener.step(group.updates, lambda: loss.mean().item())  # noqa: B023
+                if group.updates % group.every == 0 or group.updates == group.total:
+                    group.check()
+                    listener.validated(group.validate(), group.best_scores)
+        except NotFinite as error:
+            raise Diverged(f"{error}. A lower learning rate, {error.remedy} may help") from error
+    restore(method, group.best[0])
+    calibrate(method, recipe, seed, device)
+    return Trained(method.eval(), PictureReader.of(method.input_shape, recipe.dataset)), group.history
+
+
+def meta_test(
+    trained: Trained | Method,
+    recipe: Recipe,
+    *,
+    on: Dataset | None = None,
+    task: TaskShape | None = None,
+    tasks: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+) -> Estimate:
+    """Score a trained method on meta-test tasks.
+
+    Args:
+        trained: as of :func:`meta_train`, or a built method. Its ``norm`` and ``test_steps`` are used.
+        recipe: that it was trained by.
+        on: another dataset to test on. Its images are brought to the colours and the size that the method reads.
+        task: size of the test tasks; that of the recipe if not given.
+        tasks: how many; as many as the recipe says if not given.
+        seed: of the tasks.
+        device: as of :func:`meta_train`.
+
+    Returns:
+        The mean accuracy (as a fraction) or mean squared error, with its 95 % interval.
+
+    Raises:
+        RecipeError: the method cannot take such tasks.
+        DataError: the data is not on this machine, or too little for the tasks.
+    """
+    make_current(device)
+    shape, count = task or recipe.test.task, recipe.test.tasks if tasks is None else tasks
+    assert shape is not None
+    if count < 1:
+        raise RecipeError(f"a test needs at least one task, not {count}")
+    method = trained if isinstance(trained, Method) else trained.method
+    method.to(device, recipe.train.dtype)
+    scores, _ = test_methods({seed: method}, recipe, on or recipe.dataset, shape, count, device)
+    return estimate(scores[seed])

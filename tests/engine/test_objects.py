@@ -1,0 +1,128 @@
+"""Training and testing in memory: what a run does, without its folder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import GLYPHS, SINE, SteepAtZero
+
+import quickstudy as qs
+from quickstudy import data, engine
+from quickstudy.engine import testing
+from quickstudy.engine.checkpoint import tensors_of
+from quickstudy.engine.job import Quiet
+from quickstudy.errors import RecipeError, TrainingError
+from quickstudy.methods import MAML, ProtoNet
+from quickstudy.nn import MLP, Conv4
+
+
+def recipe(text: str, *overrides: str) -> qs.Recipe:
+    return engine.instantiate(engine.parse_recipe(text, overrides))
+
+
+@pytest.mark.parametrize("text", [SINE, GLYPHS])
+def test_it_is_the_training_of_a_run(text: str, tmp_path: Path) -> None:
+    as_chosen = "--train.batching=loop"  # not by timing, which may choose otherwise the second time
+    run = engine.train(engine.parse_recipe(text, [as_chosen]), tmp_path, name="x", seeds=[3])
+    given = recipe(text, as_chosen)
+    trained, history = qs.meta_train(given, seed=3, listener=Quiet())
+    found, expected = tensors_of(trained.method), run.load_weights("best", 3)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+    assert [repr(row | {"seconds": 0}) for row in history] == [repr(row | {"seconds": 0}) for row in run.metrics()]
+    assert history[-1]["seconds"] > 0
+    expected = testing.test_run(run, testing.Wish(), "cpu").score
+    assert qs.meta_test(trained, given, seed=3).mean == pytest.approx(expected.mean, rel=1e-5)
+
+
+def test_a_recipe_is_not_used_up() -> None:
+    given = recipe(SINE)
+    first, _ = qs.meta_train(given, listener=Quiet())
+    assert not given.method.built
+    second, _ = qs.meta_train(given, listener=Quiet())
+    assert all(map(torch.equal, tensors_of(first.method).values(), tensors_of(second.method).values()))
+    other, _ = qs.meta_train(given, seed=1, listener=Quiet())
+    assert not all(map(torch.equal, tensors_of(first.method).values(), tensors_of(other.method).values()))
+
+
+def test_a_built_method_trains_on() -> None:
+    given = recipe(SINE)
+    trained, history = qs.meta_train(given, listener=Quiet())
+    _, further = qs.meta_train(replace(given, method=trained.method), listener=Quiet())
+    assert further[0]["val_score"] == pytest.approx(min(row["val_score"] for row in history), rel=0.7)
+    assert further[0]["val_score"] < history[0]["val_score"]
+
+
+def test_objects_that_no_file_names() -> None:
+    x = np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32)
+    y = [f"class {number // 5}" for number in range(60)]
+    x[:, 0] += np.arange(60) // 5  # so that there is something to learn
+    task = qs.TaskShape(2, 1, 2)
+    given = qs.Recipe(
+        data.Arrays(x, y),
+        ProtoNet(torch.nn.Linear(6, 4)),
+        qs.Training(task, updates=50),
+        qs.Validation(every=25, tasks=50),
+        qs.Testing(100, task),
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+    )
+    trained, history = qs.meta_train(given, listener=Quiet())
+    assert history[-1]["best_score"] >= history[0]["val_score"]
+    score = qs.meta_test(trained, given)
+    assert score.count == 100
+    assert qs.meta_test(trained.method, given, tasks=7, task=qs.TaskShape(2, 2, 1)).count == 7
+    classifier = qs.FewShotClassifier(trained).fit(x, y)
+    assert len(classifier.classes_) == 12
+    with pytest.raises(RecipeError, match="made in Python"):
+        classifier.save("nowhere")
+
+
+def test_pictures_reach_the_method_as_in_training() -> None:
+    bright = data.Normalise([0.5], [0.25])
+    x = np.random.default_rng(0).integers(0, 256, (40, 12, 12), dtype=np.uint8)
+    given = qs.Recipe(
+        data.Arrays(x, np.arange(40) // 4, train_transforms=[bright], test_transforms=[bright]),
+        ProtoNet(MLP([4])),
+        qs.Training(qs.TaskShape(2, 1, 1), updates=1),
+        qs.Validation(tasks=2, task=qs.TaskShape(2, 1, 1)),
+    )
+    trained, _ = qs.meta_train(given, listener=Quiet())
+    classifier = qs.FewShotClassifier(trained).fit(list(x[:2]), ["a", "b"])
+    torch.testing.assert_close(classifier.support_.x[:, 0].float(), (torch.from_numpy(x[:2]) / 255 - 0.5) / 0.25)
+
+
+def test_on_another_dataset() -> None:
+    given = recipe(GLYPHS)
+    trained, _ = qs.meta_train(replace(given, train=replace(given.train, updates=1)), listener=Quiet())
+    larger = np.random.default_rng(0).integers(0, 256, (100, 40, 40, 3), dtype=np.uint8)
+    other = data.Arrays(larger, np.arange(100) // 4, splits={"train": [], "val": [], "test": [*map(str, range(25))]})
+    assert qs.meta_test(trained, given, on=other, task=qs.TaskShape(5, 1, 3)).count == 10
+    with pytest.raises(RecipeError, match="the score on sine is mse"):
+        qs.meta_test(trained, given, on=data.Sine())
+    with pytest.raises(RecipeError, match="at least one task"):
+        qs.meta_test(trained, given, tasks=0)
+
+
+def test_a_broken_training_says_what_may_help() -> None:
+    given = replace(recipe(SINE), method=SteepAtZero(MLP([4])))
+    with pytest.raises(TrainingError, match=r"not finite at update 0.*A lower learning rate"):
+        qs.meta_train(given, listener=Quiet())
+
+
+def test_published_recipes_by_name() -> None:
+    given = qs.Recipe.named("omniglot/maml-conv4-5w1s", "--train.updates=7")
+    assert isinstance(given.method, MAML)
+    assert isinstance(given.method.backbone, Conv4)
+    assert given.train.updates == 7
+    with pytest.raises(RecipeError, match="did you mean"):
+        qs.Recipe.named("omniglot/maml-conv4-5w1")
+
+
+def test_names_of_the_package() -> None:
+    assert all(getattr(qs, name) is not None for name in qs.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        qs.nonsense  # noqa: B018
