@@ -128,6 +128,44 @@ def test_what_moves_to_another_device_is_moved() -> None:
     assert program([torch.ones(3)])[0].device.type == "meta"
 
 
+def test_large_matrices_lie_as_they_are_read() -> None:
+    """The gradient of a weight matrix, as ``vmap`` and the derivatives of a linear layer leave it, and its uses."""
+
+    def function(inputs) -> list[Tensor]:
+        x, slope, weight = inputs
+        gradient = torch.bmm(x.transpose(1, 2), slope).transpose(1, 2)
+        changed = weight - 0.4 * gradient.transpose(1, 2).transpose(1, 2)
+        flattened = (2 * gradient).transpose(1, 2).view(3, -1)
+        square = changed @ changed.mT
+        both_ways = torch.bmm(x.transpose(1, 2), slope + 1)
+        products = [torch.bmm(x, changed.transpose(1, 2)), torch.bmm(square, square).transpose(1, 2)]
+        return [gradient.sum(0), -gradient * 0.4, flattened, both_ways, both_ways.transpose(1, 2) + 1, *products]
+
+    inputs = [torch.randn(3, 8, 50), torch.randn(3, 8, 40), torch.randn(40, 50)]
+    program = trace(function, inputs)
+    for found, expected in zip(program(inputs), function(inputs), strict=True):
+        torch.testing.assert_close(found, expected)
+    seen: dict[str, Tensor] = {}
+
+    class Kept(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            if n.target == "sum":
+                seen["summed"] = self.env[n.args[0]]
+            return super().run_node(n)
+
+    Kept(graph_of(program)).run(*inputs)
+    assert seen["summed"].is_contiguous()
+
+
+def test_what_reads_memory_as_it_lies_still_does() -> None:
+    def function(inputs) -> list[Tensor]:
+        x, y = inputs
+        return [torch.bmm(x, y).transpose(1, 2).as_strided((2, 40), (1600, 1))]
+
+    inputs = [torch.randn(2, 40, 40), torch.randn(2, 40, 40)]
+    torch.testing.assert_close(trace(function, inputs)(inputs), function(inputs), rtol=0, atol=0)
+
+
 def noisy(x: Tensor) -> Tensor:
     return torch.randn_like(x) - torch.randn_like(x) + torch.rand_like(x) - torch.rand_like(x)
 

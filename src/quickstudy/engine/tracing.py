@@ -2,7 +2,8 @@
 
 A vmapped function with derivatives inside spends much of its time between the operations: unwrapping
 batched tensors, recording and walking graphs of derivatives. Traced once, all of that is gone, and only
-the operations are left, in the same order with the same results to the last bit.
+the operations are left, in the same order with the same results to the last bit; but on a CPU large matrices
+are laid out in memory as they are read, and products of those may round otherwise.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ _OFTEN_NOTHING = (
 """
 
 
+_LARGE = 32
+"""Rows and columns from which on the layout of a matrix matters. (Products with few of one may round otherwise.)"""
+
 _CALLED_DIRECTLY: dict[Any, Callable[..., Any]] = {
     **{getattr(aten, name).default: getattr(torch, name) for name in ("bmm", "mm", "relu", "sigmoid", "tanh", "rsqrt")},
     **{getattr(aten, name).default: getattr(torch, name) for name in ("neg", "cat", "stack")},
@@ -46,7 +50,7 @@ _CALLED_DIRECTLY: dict[Any, Callable[..., Any]] = {
     **IMPLEMENTATIONS,
 }
 _CALLED_AS_METHODS: dict[Any, str] = {
-    **{getattr(aten, name).default: name for name in ("view", "expand", "permute", "unsqueeze")},
+    **{getattr(aten, name).default: name for name in ("view", "reshape", "expand", "permute", "unsqueeze")},
     **{aten.transpose.int: "transpose", aten.squeeze.dim: "squeeze", aten.select.int: "select"},
     **{aten.sum.dim_IntList: "sum", aten.mean.dim: "mean"},
 }
@@ -73,6 +77,9 @@ def trace(function: Program, inputs: Sequence[Tensor]) -> Program:
             _simplify(node)
     graph.eliminate_dead_code()
     _merge(graph, changing)
+    device = inputs[0].device.type
+    if device == "cpu" and not changing:
+        _lay_out(graph)
     for node in graph.nodes:
         if node.target in _CALLED_DIRECTLY:
             node.target = _CALLED_DIRECTLY[node.target]
@@ -80,7 +87,6 @@ def trace(function: Program, inputs: Sequence[Tensor]) -> Program:
             node.op, node.target = "call_method", _CALLED_AS_METHODS[node.target]
     module = fx.GraphModule(module, graph)
     code = module.forward
-    device = inputs[0].device.type
 
     def program(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         with torch.no_grad(), torch.autocast(device, enabled=False):  # its casts are in the program already
@@ -127,6 +133,10 @@ def _simplify(node: fx.Node) -> None:
     once = node.target is aten.mul.Scalar and node.args[1] == 1 and _layout(node) == _layout(source)
     if node.target in _NOTHING or same or once:
         node.replace_all_uses_with(source)
+    elif _flips(node) and _flips(source):
+        node.replace_all_uses_with(source.all_input_nodes[0])
+    elif node.target is aten.mul.Tensor and isinstance(node.args[1], float) and source.target is aten.neg.default:
+        node.args = (source.args[0], -node.args[1])  # the way back of `weight - rate * slope`
     elif node.target in _RESHAPES and source.target in _RESHAPES and _contiguous(source.args[0]):
         node.args = (source.args[0], *node.args[1:])
         _simplify(node)
@@ -167,6 +177,37 @@ def _merge(graph: fx.Graph, changing: Collection[fx.Node]) -> None:
         if known is not node:
             node.replace_all_uses_with(known)
             graph.erase_node(node)
+
+
+def _lay_out(graph: fx.Graph) -> None:
+    """Compute the transpose of large products where only that is used, so that they lie in memory as they are read.
+
+    The gradient of a weight matrix is such a product. On a CPU the sum over tasks of matrices that lie otherwise than
+    their sum takes 30 times as long, and their product with a narrow one 6 times.
+    """
+    if any("strided" in str(node.target) for node in graph.nodes):  # it reads memory as it lies
+        return
+    graph.eliminate_dead_code()
+    for product in [node for node in graph.nodes if node.target is aten.bmm.default]:
+        layout, (flip, *others) = _layout(product), product.users
+        factors: tuple[Any, ...] = product.args
+        if others or not _flips(flip) or layout is None or min(layout[0][1:]) < _LARGE:
+            continue
+        with graph.inserting_before(product):
+            left, right = (
+                factor.args[0] if _flips(factor) else graph.call_function(aten.transpose.int, (factor, 1, 2))
+                for factor in factors
+            )
+            flip.replace_all_uses_with(graph.call_function(aten.bmm.default, (right, left)))
+    graph.eliminate_dead_code()
+    for node in graph.nodes:
+        if node.target in _RESHAPES:  # what they look at may lie otherwise now
+            node.target = aten.reshape.default
+
+
+def _flips(node: fx.Node) -> bool:
+    """Tell whether an operation transposes the matrices of a batch."""
+    return node.target is aten.transpose.int and node.args[1:] in {(1, 2), (2, 1)}
 
 
 def _layout(node: fx.Node) -> tuple | None:
