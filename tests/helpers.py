@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from quickstudy import engine
-from quickstudy.data.base import TaskSource
+from quickstudy.data.base import SPLITS, TaskSource
+from quickstudy.data.splitting import published_split
 from quickstudy.engine.models import Models, meta_loss, scores
 from quickstudy.engine.recipe import dump_recipe
 from quickstudy.methods import Method
@@ -100,6 +101,12 @@ def read_in_turn(source: TaskSource, shape: TaskShape, seeds: int, tasks: int) -
     for start in range(0, tasks, 50):
         for seed in range(seeds):
             source.tasks(shape, start, start + 50, seed=seed)
+
+
+def published_classes(title: str, *counts: int) -> dict[str, list[str]]:
+    """Return the first few classes of a published split: as many to train, to validate and to test on."""
+    known = published_split(title)
+    return {split: [n for n, own in known.items() if own == split][:count] for split, count in zip(SPLITS, counts)}
 
 
 def write_class_folders(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import GLYPHS, write_class_folders
+from helpers import GLYPHS, published_classes, write_class_folders
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from sklearn.base import clone
@@ -278,8 +278,7 @@ def test_a_pre_trained_backbone_is_a_nearest_centroid(
     tmp_path: Path, photos: dict[str, list[Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("QUICKSTUDY_CACHE", str(tmp_path / "cache"))
-    split = {split: [f"{split}_{number}" for number in range(3)] for split in ("train", "val", "test")}
-    root = write_class_folders(tmp_path / "data" / "cifar-fs", split, side=14)
+    root = write_class_folders(tmp_path / "data" / "cifar-fs", published_classes("cifar-fs", 3, 3, 3), side=14)
     settings = engine.parse_recipe(PHOTOGRAPHS, [f"--dataset.root={root}"], engine.EmbedRecipe)
     run = engine.pretrain(settings, tmp_path / "embed", name="embed/x")
     paths, names = labelled(photos)

@@ -28,13 +28,17 @@ COMMANDS = {
 }
 
 
-def usage() -> str:
-    """Return the help of the command as a whole."""
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {help_text}" for name, (_, help_text) in COMMANDS.items()]
+HELP = {"-h", "--help", "help"}
+
+
+def usage(word: str = "") -> str:
+    """Return the help of the command as a whole, or of the commands that have this for their first word."""
+    commands = {name: text for name, (_, text) in COMMANDS.items() if not word or name.startswith(f"{word} ")}
+    width = max(map(len, commands))
+    lines = [f"  {name:<{width}}  {text}" for name, text in commands.items()]
     return "\n".join(
         [
-            "usage: quickstudy COMMAND ...",
+            f"usage: quickstudy {word} COMMAND ..." if word else "usage: quickstudy COMMAND ...",
             "",
             "Few-shot learning in PyTorch.",
             "",
@@ -69,8 +73,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from quickstudy.errors import QuickstudyError
 
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if not arguments or arguments[0] in {"-h", "--help", "help"}:
+    if not arguments or arguments[0] in HELP:
         print(usage())
+        return 0
+    if arguments[1:] and arguments[1] in HELP and any(name.startswith(f"{arguments[0]} ") for name in COMMANDS):
+        print(usage(arguments[0]))
         return 0
     if arguments[0] == "--version":
         from quickstudy import __version__

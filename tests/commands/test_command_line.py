@@ -38,6 +38,19 @@ def test_every_command_explains_itself_without_torch(name: str) -> None:
     assert f"quickstudy {name}" in done.stdout
 
 
+@pytest.mark.parametrize("word", ["data", "study"])
+def test_groups_of_commands_have_help(word: str, capsys: pytest.CaptureFixture) -> None:
+    assert main([word, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all((name in shown) == name.startswith(f"{word} ") for name in COMMANDS if " " in name)
+
+
+def test_help_shows_words_that_may_be_left_out(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        main(["study", "methods", "--help"])
+    assert capsys.readouterr().out.startswith("usage: quickstudy study methods [{glyphs,omniglot}] [--shots")
+
+
 def test_train_then_test(tmp_path: Path, command: Command) -> None:
     (tmp_path / "mine.yaml").write_text(GLYPHS)
     status, out, err = command("train", "mine.yaml", "--seeds", "0,3", "--train.updates", "2", "--method.norm=joint")
@@ -65,6 +78,7 @@ def test_train_then_test(tmp_path: Path, command: Command) -> None:
         (["train", "sine.yaml", "--dataset=quickstudy.data.Omniglot"], "quickstudy data get omniglot"),
         (["test", "nowhere", "--norm", "suport"], "--norm takes one of 'batch', 'support', 'joint', not 'suport'"),
         (["test", "nowhere"], "nowhere is not the folder of a run"),
+        (["test", "glyphs/nearest-neighbor-pixels-5w1s"], "did you mean 'glyphs/nearest-neighbour-pixels-5w1s'"),
         (["data"], "data needs one of"),
     ],
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import GLYPHS, quickstudy_process, write_class_folders
+from helpers import GLYPHS, published_classes, quickstudy_process, write_class_folders
 from PIL import Image
 
 from quickstudy.__main__ import main
@@ -60,10 +60,8 @@ def test_a_copy_is_packed_and_remembered(copy: Path, command: Command) -> None:
         bad = copy / "val" / "n01855672" / "0003.jpg"
         assert out.endswith(f"1 images cannot be read and were left out:\n  {bad}\n")
     first = command("data", "prepare", "miniimagenet", "--image_size", "9", "--resize", "crop")[1].splitlines()[0]
-    assert (
-        first
-        == f"miniimagenet: {copy} (train/, val/ and test/ with a folder of images for every class); packed at first use"
-    )
+    laid_out = "train/, val/ and test/ with a folder of images for every class, such as train/n01532829"
+    assert first == f"miniimagenet: {copy} ({laid_out}); packed at first use"
     for data in (MiniImageNet(image_size=12), MiniImageNet(image_size=9, resize="crop")):
         source = data.split("val")
         assert isinstance(source, ImageClasses)
@@ -109,7 +107,7 @@ def test_the_help_names_the_option_as_it_is_written(capsys: pytest.CaptureFixtur
 
 
 def test_a_killed_packing_is_continued(tmp_path: Path, cache: Path) -> None:
-    names = {"train": [f"a{i:03d}" for i in range(60)], "val": ["b"], "test": ["c"]}
+    names = published_classes("miniimagenet-ravi", 60, 1, 1)
     copy = write_class_folders(tmp_path / "copy", names, images=8, side=(120, 100))
     arguments = ["data", "prepare", "miniimagenet", "--from", str(copy), "--image_size=60"]
     process = quickstudy_process(arguments, tmp_path)

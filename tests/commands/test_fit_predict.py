@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers import write_demo_and_photos
+from PIL import Image
 
 from quickstudy import FewShotClassifier
 from quickstudy.__main__ import main
@@ -33,11 +34,16 @@ def in_home(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 def test_two_commands(in_home: Path, command: Command, capsys: pytest.CaptureFixture) -> None:
     broken = in_home / "photos" / "whale" / "9999.jpg"
     broken.write_bytes(b"not an image")
+    (in_home / "photos" / "rocket" / "holidays").mkdir()
+    (in_home / "photos" / "rocket" / "IMG_1.heic").write_bytes(b"of a telephone")
+    Image.open(in_home / "photos/whale/0000.jpg").save(in_home / "photos/whale/0000.gif")
     status, out, err = command("fit", "--images", "photos")
     assert status == 0, err
-    assert out.splitlines() == ["classifier   rocket (5), whale (5)", "next: quickstudy predict classifier IMAGE ..."]
-    assert err.count("left out") == 1
+    assert out.splitlines() == ["classifier   rocket (5), whale (6)", "next: quickstudy predict classifier IMAGE ..."]
+    assert err.count("left out") == 3
     assert "photos/whale/9999.jpg" in err
+    assert "left out: photos/rocket/IMG_1.heic is none of the image files (.jpg" in err
+    assert "left out: photos/rocket/holidays" in err
 
     images = [f"photos/{name}/000{number}.jpg" for name in ("rocket", "whale") for number in range(2)]
     status, out, err = command("predict", "classifier/", *images)

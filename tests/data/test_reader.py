@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import write_class_folders
+from helpers import published_classes, write_class_folders
 from PIL import Image
 
 from quickstudy.data import CIFARFS, Arrays, CenterCrop, Glyphs, Normalise, Omniglot, RandomCrop
@@ -20,8 +20,7 @@ from quickstudy.task import TaskShape
 
 @pytest.mark.parametrize("resize", ["squash", "crop"])
 def test_files_are_read_as_the_dataset_reads_them(tmp_path: Path, resize: str) -> None:
-    names = {split: [f"{split}_{number}" for number in range(2)] for split in ("train", "val", "test")}
-    root = write_class_folders(tmp_path / "cifar-fs", names, side=(40, 30))
+    root = write_class_folders(tmp_path / "cifar-fs", published_classes("cifar-fs", 2, 2, 2), side=(40, 30))
     transforms = [CenterCrop(12), Normalise([0.5], [0.2])]
     dataset = CIFARFS(image_size=16, resize=resize, test_transforms=transforms, root=str(root))  # type: ignore[arg-type]
     task = dataset.split("test").tasks(TaskShape(2, 3, 1), 0, 1, seed=0)[0]

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from helpers import write_class_folders
+from helpers import published_classes, write_class_folders
 from safetensors.torch import load_file
 
 from quickstudy import engine
@@ -34,7 +34,7 @@ from quickstudy.errors import BackboneError, DataError, RecipeError, TrainingErr
 from quickstudy.nn import population_statistics
 from quickstudy.task import TaskShape
 
-NAMES = {split: [f"{split}_{number}" for number in range(count)] for split, count in zip(SPLITS, (6, 5, 5))}
+NAMES = published_classes("cifar-fs", 6, 5, 5)
 
 RECIPE = """
 dataset:
@@ -59,8 +59,8 @@ validation: {tasks: 20, task: {way: 3, shot: 1, queries: 5}}
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of few and small images of a few classes, laid out as CIFAR-FS and miniImageNet are."""
     root = tmp_path_factory.mktemp("images")
-    for name in ("cifar-fs", "miniImagenet"):
-        write_class_folders(root / name, NAMES, images=7, side=12)
+    write_class_folders(root / "cifar-fs", NAMES, images=7, side=12)
+    write_class_folders(root / "miniImagenet", published_classes("miniimagenet-ravi", 6, 5, 5), images=7, side=12)
     return root
 
 

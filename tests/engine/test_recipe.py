@@ -11,7 +11,7 @@ from pydoc import locate
 import pytest
 import torch
 import yaml
-from helpers import SINE, write_class_folders
+from helpers import SINE, published_classes, write_class_folders
 
 from quickstudy import engine
 from quickstudy.data import Omniglot, write_embeddings
@@ -138,11 +138,10 @@ def test_a_recipe_that_is_no_text(tmp_path: Path) -> None:
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with few and small images of a few classes, laid out as the datasets of photographs are."""
     root = tmp_path_factory.mktemp("photographs")
-    classes = {split: [f"{split}{number}" for number in range(5)] for split in SPLITS}
-    many = classes | {"train": [f"train{number}" for number in range(20)]}  # for training of more ways than the test
+    many = published_classes("miniimagenet-ravi", 20, 5, 5)  # for training of more ways than the test
     write_class_folders(root / "miniImagenet", many, images=7)
-    write_class_folders(root / "tieredImageNet", classes, images=7)
-    write_class_folders(root / "cifar-fs", classes, images=7)
+    write_class_folders(root / "tieredImageNet", published_classes("tieredimagenet", 5, 5, 5), images=7)
+    write_class_folders(root / "cifar-fs", published_classes("cifar-fs", 5, 5, 5), images=7)
     birds = [f"{number:03d}.Bird" for number in range(1, 21)]  # ten, five and five of the splits
     write_class_folders(root / "CUB_200_2011", {"images": birds}, images=7)
     return root

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import write_class_folders
+from helpers import published_classes, write_class_folders
 
 from quickstudy import engine
 from quickstudy.analysis.results import measured_of
-from quickstudy.data.base import SPLITS
 from quickstudy.engine.reproduce import Row, reproduce
 from quickstudy.engine.run import Run
 from quickstudy.engine.testing import Wish
@@ -100,8 +99,7 @@ def test_what_fails_says_why_and_does_not_stop_others(tmp_path: Path) -> None:
 
 def test_what_is_published_on_other_datasets_is_tested_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QUICKSTUDY_DATA", str(tmp_path))
-    photos = {split: [f"{split}{number}" for number in range(5)] for split in SPLITS}
-    write_class_folders(tmp_path / "cifar-fs", photos, images=4)
+    write_class_folders(tmp_path / "cifar-fs", published_classes("cifar-fs", 5, 5, 5), images=4)
     name, few = "glyphs/protonet-conv4-5w1s", ("--train.updates=1", "--test.tasks=2", "--test.task.queries=2")
     small = ("--method.backbone.channels=2", "--train.trace=false", "--validation.tasks=1")
     settings = engine.parse_recipe(engine.recipe_text(name), [*few, *small])

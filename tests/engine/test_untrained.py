@@ -56,7 +56,7 @@ def test_a_recipe_that_needs_no_training_is_tested(text: str) -> None:
 
 
 def test_other_recipes_are_to_be_trained_first() -> None:
-    with pytest.raises(RecipeError, match="`quickstudy train mine`, and then"):
+    with pytest.raises(RecipeError, match="mine has to be trained before it is tested: give it to `quickstudy train`"):
         testing.test_recipe(engine.parse_recipe(GLYPHS), Wish(), "cpu", name="mine")
 
 

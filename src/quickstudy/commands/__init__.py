@@ -45,6 +45,8 @@ def call(name: str, function: Callable[..., int | None], arguments: Sequence[str
     own = _flagged(own, flags)
     first = next(iter(parameters.values()), None)
     if first is not None and first.default is not first.empty:  # jsonargparse has no optional positional arguments
+        shown = parser.format_usage().removeprefix("usage: ").rstrip()
+        parser.usage = re.sub(rf"\[--{first.name} (\S+)\]", r"[\1]", shown, count=1)
         word = _first_word(own)
         if word is not None:
             own[word] = f"--{first.name}={own[word]}"  # `recipes sine`

@@ -32,7 +32,7 @@ def fit(
         overwrite: replace the classifier that is there.
     """
     from quickstudy import FewShotClassifier
-    from quickstudy.data.layouts import class_files
+    from quickstudy.data.layouts import SUFFIXES, class_files, other_files
     from quickstudy.data.progress import track
     from quickstudy.data.reader import readable
     from quickstudy.errors import DataError, RecipeError
@@ -55,6 +55,8 @@ def fit(
         classes[name], broken = readable(files)
         for reason in broken:
             print(f"left out: {reason}", file=sys.stderr)
+        for other in other_files(images / name):
+            print(f"left out: {other} is none of the image files ({', '.join(SUFFIXES)})", file=sys.stderr)
         if not classes[name]:
             raise DataError(f"{images / name} has no image that can be read: replace its files, or remove it")
     classifier = FewShotClassifier(model, seed=seed, device=pick_device(device))

@@ -48,13 +48,16 @@ def test(
 
     from quickstudy import engine
     from quickstudy.engine.testing import Wish, append_measured, test_recipe, test_run
-    from quickstudy.errors import RecipeError
+    from quickstudy.errors import RecipeError, suggest
 
     wish = Wish(on=on, tasks=tasks, way=way, shot=shot, queries=queries, steps=steps, norm=norm, weights=weights)
     if run in engine.recipe_names() or run.endswith((".yaml", ".yml")):
         text, name = recipe_and_name(run)
         result = test_recipe(engine.parse_recipe(text, settings), wish, pick_device(device), name=name)
     else:
+        near = "" if Path(run).exists() or run.startswith("runs") else suggest(run, engine.recipe_names())
+        if near:
+            raise RecipeError(f"there is no recipe {run!r}{near}, and no folder of a run either")
         trained = engine.Run.open(run)
         if settings:
             raise RecipeError(f"a run is tested as it was trained: leave {settings[0]} out")

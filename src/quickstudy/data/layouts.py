@@ -15,7 +15,7 @@ from quickstudy.data.pictures import Picture
 from quickstudy.data.splitting import check_split, published_split
 from quickstudy.errors import DataError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """Endings of image files, in small letters; other files are ignored."""
 
 Files = Mapping[Split, Mapping[str, Sequence[Picture]]]
@@ -91,10 +91,17 @@ def split_folders(names: Sequence[str], published: Published | None = None) -> L
         for path in places_of(place, [f"{name}.zip" for name in names]):
             if path.suffix == ".zip" and path.is_file():
                 return path
-        for path in places_of(place, names):
-            if all((path / one).is_dir() for one in SPLITS) and not (published and _is_tree(path / "train", published)):
-                return path
-        return None
+        return next(
+            (path for path in places_of(place, names) if all((path / one).is_dir() for one in SPLITS) and own(path)),
+            None,
+        )
+
+    def own(path: Path) -> bool:
+        """Tell whether the folders are of the published classes, and ``train/`` is not a tree of all of them."""
+        return published is None or (
+            any((path / split / name).is_dir() for name in published.split() for split in SPLITS)
+            and not _is_tree(path / "train", published)
+        )
 
     def files(path: Path) -> Files:
         found: Files
@@ -106,7 +113,8 @@ def split_folders(names: Sequence[str], published: Published | None = None) -> L
         check_split(found, published.split() if published else {}, str(path), published.whose if published else "")
         return found
 
-    return Layout("train/, val/ and test/ with a folder of images for every class", find, files)
+    known = f", such as train/{next(iter(published.split()))}" if published else ""
+    return Layout(f"train/, val/ and test/ with a folder of images for every class{known}", find, files)
 
 
 def listed_images(names: Sequence[str], published: Published) -> Layout:
@@ -238,6 +246,11 @@ def class_images(folder: Path) -> list[Path]:
         return sorted(file for file in folder.iterdir() if is_image(file.name))
     except OSError as error:
         raise DataError(f"cannot read {error.filename or folder}: {error.strerror}; make it readable") from error
+
+
+def other_files(folder: Path) -> list[Path]:
+    """Return what lies in the folder of a class besides image files, folders among it, and is not hidden."""
+    return sorted(entry for entry in folder.iterdir() if not is_image(entry.name) and not entry.name.startswith("."))
 
 
 def class_files(folder: Path) -> dict[str, list[Path]]:

@@ -35,7 +35,7 @@ def check_split(
 
     Args:
         files: of every class of every split.
-        known: the published split of each class; others may be in any.
+        known: the published split of each class; others may be in any, but not all are others.
         title: what messages call the data, such as ``"miniimagenet: /data/miniImagenet"``.
         whose: split it is, such as ``"Ravi and Larochelle's"``.
 
@@ -49,6 +49,11 @@ def check_split(
         raise DataError(
             f"{title} has {len(wrong)} classes in another split than {whose}: {'; '.join(wrong[:5])}{more}; "
             "move their folders"
+        )
+    if known and not any(name in known for _, name in placed):
+        raise DataError(
+            f"{title} has none of the {len(known)} classes of {whose} split, such as {next(iter(known))}: it is "
+            "another dataset, or has other names for its classes"
         )
     seen: dict[str, Split] = {}
     for split, name in placed:

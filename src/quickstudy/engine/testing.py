@@ -174,8 +174,8 @@ def test_recipe(settings: Namespace, wish: Wish, device: str, *, name: str, seed
     (method,) = initial_methods(lambda: instantiate(settings), [seed])
     if recipe.train.updates and any(parameter.requires_grad for parameter in method.parameters()):
         raise RecipeError(
-            f"{name} has to be trained before it is tested: `quickstudy train {name}`, and then `quickstudy test` on "
-            "the folder of that run"
+            f"{name} has to be trained before it is tested: give it to `quickstudy train`, and the folder of that run "
+            "to `quickstudy test`"
         )
     weights = "initial" if recipe.pretrained is None else "pretrained"
     methods = {seed: method.to(device, recipe.train.dtype)}
