@@ -189,16 +189,23 @@ def _lay_out(graph: fx.Graph) -> None:
         return
     graph.eliminate_dead_code()
     for product in [node for node in graph.nodes if node.target is aten.bmm.default]:
-        layout, (flip, *others) = _layout(product), product.users
+        layout, user = _layout(product), _only_user(product)
         factors: tuple[Any, ...] = product.args
-        if others or not _flips(flip) or layout is None or min(layout[0][1:]) < _LARGE:
+        if layout is None or user is None or min(layout[0][1:]) < _LARGE:
+            continue
+        shape: Any = user.args[1] if user.target in _RESHAPES else None  # of a batch with two axes, of seeds and tasks
+        flip = user if shape is None else _only_user(user)
+        if flip is None or not _flips(flip) or (shape is not None and tuple(shape[-2:]) != layout[0][1:]):
             continue
         with graph.inserting_before(product):
             left, right = (
                 factor.args[0] if _flips(factor) else graph.call_function(aten.transpose.int, (factor, 1, 2))
                 for factor in factors
             )
-            flip.replace_all_uses_with(graph.call_function(aten.bmm.default, (right, left)))
+            found = graph.call_function(aten.bmm.default, (right, left))
+            if shape is not None:
+                found = graph.call_function(aten.reshape.default, (found, [*shape[:-2], shape[-1], shape[-2]]))
+            flip.replace_all_uses_with(found)
     graph.eliminate_dead_code()
     for node in graph.nodes:
         if node.target in _RESHAPES:  # what they look at may lie otherwise now
@@ -206,8 +213,16 @@ def _lay_out(graph: fx.Graph) -> None:
 
 
 def _flips(node: fx.Node) -> bool:
-    """Tell whether an operation transposes the matrices of a batch."""
-    return node.target is aten.transpose.int and node.args[1:] in {(1, 2), (2, 1)}
+    """Tell whether an operation transposes the matrices of a batch, the last two axes."""
+    layout = _layout(node)
+    last = None if layout is None else len(layout[0]) - 1
+    return (
+        node.target is aten.transpose.int and last is not None and node.args[1:] in {(last - 1, last), (last, last - 1)}
+    )
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
 
 
 def _layout(node: fx.Node) -> tuple | None:
