@@ -380,3 +380,10 @@ def test_arrays_of_more_axes_are_taken_as_they_are() -> None:
 def test_importing_the_library_is_light() -> None:
     script = "import sys, quickstudy; sys.exit('torch' in sys.modules or 'sklearn' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+def test_devices() -> None:
+    x, y = [[0.0], [1.0]], ["a", "b"]
+    assert_array_equal(FewShotClassifier(device="auto").fit(x, y).predict(x), y)
+    with pytest.raises(RecipeError, match="the device gpu cannot be used here"):
+        FewShotClassifier(device="gpu").fit(x, y)

@@ -18,6 +18,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted, c
 from torch import Tensor, nn
 
 from quickstudy.engine.checkpoint import load_weights, save_weights
+from quickstudy.engine.evaluate import pick_device
 from quickstudy.engine.trained import FILES as MODEL_FILES
 from quickstudy.engine.trained import Trained, read_info, write_info
 from quickstudy.errors import InputError, RecipeError
@@ -55,7 +56,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             ``support`` a prediction does not depend on the others; with ``batch`` and ``joint`` all that is given to
             one call is predicted together.
         batch_size: how many are predicted at a time, to bound memory; it has no influence on the result.
-        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; ``auto`` is a GPU if there is one.
 
     Attributes:
         classes_: the classes, sorted, ``[way]``; columns of probabilities are in this order.
@@ -90,7 +91,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
         Raises:
             InputError: ``X`` is not what the model reads, or there are fewer than two classes.
-            RecipeError: there is no such model, or it cannot take this number of classes, or this ``norm``.
+            RecipeError: there is no such model or device, or the model cannot take this number of classes, or this
+                ``norm``.
             DataError: an image file cannot be read.
             ValueError: as of any classifier of scikit-learn.
         """
@@ -133,7 +135,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         logits = []
         with torch.no_grad():
             for start in range(0, len(X), size):
-                x = self._inputs(X[start : start + size]).to(self.device, dtype)
+                x = self._inputs(X[start : start + size]).to(self._device, dtype)
                 logits.append(method.predict(self._state, x).cpu().double())
         return torch.cat(logits).softmax(1).numpy()
 
@@ -241,11 +243,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
                 method.build(example)
         method.check(example)
         method.set_norm(self.norm)
-        method.eval().to(self.device)
+        self._device = pick_device(self.device)
+        method.eval().to(self._device)
         weight = next(method.parameters(), None)
         support = support._replace(x=support.x.to(torch.float64 if weight is None else weight.dtype))
         with torch.no_grad():
-            self._state = method.adapt(Support(support.x.to(self.device), support.y.to(self.device), support.way))
+            self._state = method.adapt(Support(support.x.to(self._device), support.y.to(self._device), support.way))
         self.support_ = support
         return self
 

@@ -73,7 +73,7 @@ def test_train_then_test(tmp_path: Path, command: Command) -> None:
         (["train", "sine/maml-6shot"], "did you mean 'sine/maml-"),
         (["train", "sine.yaml", "--sedes", "1"], "did you mean '--seeds'"),
         (["train", "sine.yaml", "--seeds", "one"], "such as 0,1,2"),
-        (["train", "sine.yaml", "--device", "cuda:9"], "--device cuda:9 cannot be used here"),
+        (["train", "sine.yaml", "--device", "cuda:9"], "the device cuda:9 cannot be used here"),
         (["train", "sine.yaml", "--train.updtes", "1"], "did you mean 'updates'"),
         (["train", "sine.yaml", "--dataset=quickstudy.data.Omniglot"], "quickstudy data get omniglot"),
         (["test", "nowhere", "--norm", "suport"], "--norm takes one of 'batch', 'support', 'joint', not 'suport'"),

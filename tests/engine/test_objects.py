@@ -29,14 +29,14 @@ def test_it_is_the_training_of_a_run(text: str, tmp_path: Path) -> None:
     as_chosen = "--train.batching=loop"  # not by timing, which may choose otherwise the second time
     run = engine.train(engine.parse_recipe(text, [as_chosen]), tmp_path, name="x", seeds=[3])
     given = recipe(text, as_chosen)
-    trained, history = qs.meta_train(given, seed=3, listener=Quiet())
+    trained, history = qs.meta_train(given, seed=3, device="cpu", listener=Quiet())
     found, expected = tensors_of(trained.method), run.load_weights("best", 3)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in found)
     assert [repr(row | {"seconds": 0}) for row in history] == [repr(row | {"seconds": 0}) for row in run.metrics()]
     assert history[-1]["seconds"] > 0
     expected = testing.test_run(run, testing.Wish(), "cpu").score
-    assert qs.meta_test(trained, given, seed=3).mean == pytest.approx(expected.mean, rel=1e-5)
+    assert qs.meta_test(trained, given, seed=3, device="cpu").mean == pytest.approx(expected.mean, rel=1e-5)
 
 
 def test_a_recipe_is_not_used_up() -> None:

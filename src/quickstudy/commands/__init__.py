@@ -155,17 +155,7 @@ def recipe_and_name(recipe: str, command: str = "train") -> tuple[str, str]:
 
 
 def pick_device(device: str) -> str:
-    """Return the device asked for; ``auto`` is a GPU where there is one.
+    """Do as :func:`quickstudy.engine.evaluate.pick_device`, which imports torch."""
+    from quickstudy.engine.evaluate import pick_device
 
-    Raises:
-        RecipeError: there is no such device here.
-    """
-    import torch
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise RecipeError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from error
-    return device
+    return pick_device(device)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from quickstudy.commands import pick_device
-
 DEMO = "runs/demo"
 
 
@@ -59,7 +57,7 @@ def fit(
             print(f"left out: {other} is none of the image files ({', '.join(SUFFIXES)})", file=sys.stderr)
         if not classes[name]:
             raise DataError(f"{images / name} has no image that can be read: replace its files, or remove it")
-    classifier = FewShotClassifier(model, seed=seed, device=pick_device(device))
+    classifier = FewShotClassifier(model, seed=seed, device=device)
     classifier.fit(
         [file for files in classes.values() for file in files],
         [name for name, files in classes.items() for _ in files],

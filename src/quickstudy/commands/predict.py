@@ -7,8 +7,6 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from quickstudy.commands import pick_device
-
 SHOWN = 3
 """Classes that a row of the table names at most."""
 
@@ -29,7 +27,7 @@ def predict(
     from quickstudy import FewShotClassifier
     from quickstudy.data.reader import readable
 
-    learned = FewShotClassifier.load(classifier, device=pick_device(device))
+    learned = FewShotClassifier.load(classifier, device=device)
     files, broken = readable(images)
     for reason in broken:
         print(f"left out: {reason}", file=sys.stderr)

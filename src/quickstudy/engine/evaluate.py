@@ -9,6 +9,7 @@ from torch import Tensor
 
 from quickstudy.data.base import TaskSource
 from quickstudy.engine.models import Models, TaskFunction, fastest_chunk, scores
+from quickstudy.errors import RecipeError
 from quickstudy.task import Task, TaskShape
 
 DRAWN_AT_ONCE = 50
@@ -33,6 +34,21 @@ def seed_randomness(device: str, seed: int, step: int) -> None:
         torch.cuda.manual_seed(number)
     elif device.startswith("mps"):
         torch.mps.manual_seed(number)
+
+
+def pick_device(device: str) -> str:
+    """Return the device asked for; ``auto`` is a GPU where there is one.
+
+    Raises:
+        RecipeError: there is no such device here.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RecipeError(f"the device {device} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
 
 
 def make_current(device: str) -> None:

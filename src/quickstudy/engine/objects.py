@@ -15,7 +15,7 @@ from rich.console import Console
 from quickstudy.data.base import Dataset
 from quickstudy.data.reader import PictureReader
 from quickstudy.engine.checkpoint import restore
-from quickstudy.engine.evaluate import make_current
+from quickstudy.engine.evaluate import make_current, pick_device
 from quickstudy.engine.progress import Bar
 from quickstudy.engine.recipe import Recipe
 from quickstudy.engine.statistics import Estimate, estimate
@@ -28,7 +28,7 @@ from quickstudy.task import TaskShape
 
 
 def meta_train(
-    recipe: Recipe, *, seed: int = 0, device: str = "cpu", listener: Listener | None = None
+    recipe: Recipe, *, seed: int = 0, device: str = "auto", listener: Listener | None = None
 ) -> tuple[Trained, list[dict[str, Any]]]:
     """Meta-train the method of a recipe, in memory.
 
@@ -36,7 +36,7 @@ def meta_train(
         recipe: its method stays as it is. If it is built, a copy trains on from the weights that it has; if not, from
             weights that ``seed`` draws.
         seed: of the tasks, and of all else that is drawn.
-        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; ``auto`` is a GPU if there is one.
         listener: told of every update and validation; a progress bar if not given.
 
     Returns:
@@ -44,11 +44,12 @@ def meta_train(
         takes for a model; and the history, one row a validation, as in the ``metrics.csv`` of a run.
 
     Raises:
-        RecipeError: the method has no parameters to learn.
+        RecipeError: the method has no parameters to learn, or there is no such device.
         BackboneError: the network cannot serve (:func:`quickstudy.nn.adopt`).
         DataError: the data is not on this machine, or too little for the tasks.
         TrainingError: a loss or a gradient is not finite.
     """
+    device = pick_device(device)
     make_current(device)
 
     def make() -> Recipe:
@@ -83,7 +84,7 @@ def meta_test(
     task: TaskShape | None = None,
     tasks: int | None = None,
     seed: int = 0,
-    device: str = "cpu",
+    device: str = "auto",
 ) -> Estimate:
     """Score a trained method on meta-test tasks.
 
@@ -100,9 +101,10 @@ def meta_test(
         The mean accuracy (as a fraction) or mean squared error, with its 95 % interval.
 
     Raises:
-        RecipeError: the method cannot take such tasks.
+        RecipeError: the method cannot take such tasks, or there is no such device.
         DataError: the data is not on this machine, or too little for the tasks.
     """
+    device = pick_device(device)
     make_current(device)
     shape, count = task or recipe.test.task, recipe.test.tasks if tasks is None else tasks
     assert shape is not None
