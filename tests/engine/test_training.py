@@ -249,6 +249,15 @@ def test_a_really_full_disk(tmp_path: Path, command: Command) -> None:
     assert sorted(file.name for file in (tmp_path / "run").iterdir()) == ["recipe.yaml", "run.json"]
 
 
+def test_a_checkpoint_of_another_version_is_not_continued(tmp_path: Path) -> None:
+    path = tmp_path / "state-0.pt"
+    save_state(path, {"updates": 3})
+    assert load_state(path) == {"updates": 3}
+    torch.save({"format": 99, "updates": 3}, path)
+    with pytest.raises(TrainingError, match=r"has format 99, and this version of quickstudy continues 1: .* remove it"):
+        load_state(path)
+
+
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
     save_state(path, {"updates": 1, "parameters": {"w": torch.ones(100)}})

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from quickstudy.errors import TrainingError
 from quickstudy.files import write_file
 
+FORMAT = 1
+"""Of training states; raised when what they hold changes."""
+
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Save a training state: tensors, numbers, strings, lists and dicts.
@@ -21,21 +24,28 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     Raises:
         FileError: it cannot be written.
     """
-    write_file(path, lambda file: torch.save(state, file))
+    write_file(path, lambda file: torch.save({"format": FORMAT, **state}, file))
 
 
 def load_state(path: Path) -> dict[str, Any]:
     """Load a training state; no code in the file is run.
 
     Raises:
-        TrainingError: the file is damaged or of another kind.
+        TrainingError: the file is damaged, of another kind, or of another version.
     """
     try:
-        return torch.load(path, weights_only=True, map_location="cpu")
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        found = state.pop("format", FORMAT)
     except Exception as error:
         raise TrainingError(
             f"cannot read the checkpoint {path}: {str(error).splitlines()[0]}; remove it to train from the start"
         ) from error
+    if found != FORMAT:
+        raise TrainingError(
+            f"the checkpoint {path} has format {found}, and this version of quickstudy continues {FORMAT}: continue it "
+            "with the version that wrote it, or remove it to train from the start"
+        )
+    return state
 
 
 def save_weights(path: Path, tensors: dict[str, Tensor]) -> None:
