@@ -36,13 +36,15 @@ def test_two_commands(in_home: Path, command: Command, capsys: pytest.CaptureFix
     broken.write_bytes(b"not an image")
     (in_home / "photos" / "rocket" / "holidays").mkdir()
     (in_home / "photos" / "rocket" / "IMG_1.heic").write_bytes(b"of a telephone")
+    (in_home / "photos" / "whale.png").touch()
     Image.open(in_home / "photos/whale/0000.jpg").save(in_home / "photos/whale/0000.gif")
     status, out, err = command("fit", "--images", "photos")
     assert status == 0, err
     assert out.splitlines() == ["classifier   rocket (5), whale (6)", "next: quickstudy predict classifier IMAGE ..."]
-    assert err.count("left out") == 3
+    assert err.count("left out") == 4
+    assert "left out: photos/whale.png is in no folder of a class" in err
     assert "photos/whale/9999.jpg" in err
-    assert "left out: photos/rocket/IMG_1.heic is none of the image files (.jpg" in err
+    assert "left out: photos/rocket/IMG_1.heic is not an image file (.jpg" in err
     assert "left out: photos/rocket/holidays" in err
 
     images = [f"photos/{name}/000{number}.jpg" for name in ("rocket", "whale") for number in range(2)]

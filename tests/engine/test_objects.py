@@ -16,7 +16,7 @@ from quickstudy.engine import testing
 from quickstudy.engine.checkpoint import tensors_of
 from quickstudy.engine.job import Quiet
 from quickstudy.errors import RecipeError, TrainingError
-from quickstudy.methods import MAML, ProtoNet
+from quickstudy.methods import MAML, NearestNeighbour, ProtoNet
 from quickstudy.nn import MLP, Conv4
 
 
@@ -49,12 +49,50 @@ def test_a_recipe_is_not_used_up() -> None:
     assert not all(map(torch.equal, tensors_of(first.method).values(), tensors_of(other.method).values()))
 
 
+class Counting(MAML):
+    """Notes whether it trains, and with how many inner steps."""
+
+    def loss(self, task: qs.Task) -> torch.Tensor:
+        self.seen = self.training, self.steps_now
+        return super().loss(task)
+
+
 def test_a_built_method_trains_on() -> None:
-    given = recipe(SINE)
+    given = replace(recipe(SINE, "--train.batching=loop"), method=Counting(MLP([4]), steps=1, test_steps=3))
     trained, history = qs.meta_train(given, listener=Quiet())
-    _, further = qs.meta_train(replace(given, method=trained.method), listener=Quiet())
-    assert further[0]["val_score"] == pytest.approx(min(row["val_score"] for row in history), rel=0.7)
-    assert further[0]["val_score"] < history[0]["val_score"]
+    assert vars(trained.method)["seen"] == (True, 1)
+    weights = {name: tensor.clone() for name, tensor in tensors_of(trained.method).items()}
+    further, onwards = qs.meta_train(replace(given, method=trained.method, pretrained="nowhere"), listener=Quiet())
+    assert vars(further.method)["seen"] == (True, 1)
+    best = min(row["val_score"] for row in history)
+    same_tasks = replace(given, method=trained.method, train=replace(given.train, updates=0))
+    assert onwards[0]["val_score"] == qs.meta_train(same_tasks, listener=Quiet())[1][0]["val_score"] != best
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in tensors_of(trained.method).items())
+
+
+def test_what_the_caller_has_stays_as_it_is() -> None:
+    given = recipe(SINE, "--train.updates=1")
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    trained, _ = qs.meta_train(given, listener=Quiet())
+    qs.meta_test(trained, replace(given, train=replace(given.train, precision="float64")))
+    assert torch.equal(torch.rand(3), expected)
+    assert {tensor.dtype for tensor in tensors_of(trained.method).values()} == {torch.float32}
+    testing_, validation = qs.Testing(tasks=5), qs.Validation(tasks=5)
+    parts = {"dataset": given.dataset, "method": given.method, "test": testing_, "validation": validation}
+    for shot in (4, 7):
+        made = qs.Recipe(**parts, train=qs.Training(qs.TaskShape(None, shot, 5)))
+        assert made.test.task == made.validation.task == qs.TaskShape(None, shot, 5)
+
+
+def test_what_learns_nothing_is_only_tested() -> None:
+    given = replace(recipe(GLYPHS), method=NearestNeighbour())
+    with pytest.raises(RecipeError, match="in Python meta_test"):
+        qs.meta_train(given, listener=Quiet())
+    assert qs.meta_test(given.method, given).count == 10
+    with pytest.raises(RecipeError, match="ProtoNet has to be trained before it is tested, by meta_train"):
+        qs.meta_test(recipe(GLYPHS).method, given)
 
 
 def test_objects_that_no_file_names() -> None:
@@ -101,6 +139,9 @@ def test_on_another_dataset() -> None:
     larger = np.random.default_rng(0).integers(0, 256, (100, 40, 40, 3), dtype=np.uint8)
     other = data.Arrays(larger, np.arange(100) // 4, splits={"train": [], "val": [], "test": [*map(str, range(25))]})
     assert qs.meta_test(trained, given, on=other, task=qs.TaskShape(5, 1, 3)).count == 10
+    other.test_transforms = [data.Normalise([0.5], [0.2])]
+    with pytest.raises(RecipeError, match="get the transforms of glyphs: make it without its own"):
+        qs.meta_test(trained, given, on=other)
     with pytest.raises(RecipeError, match="the score on sine is mse"):
         qs.meta_test(trained, given, on=data.Sine())
     with pytest.raises(RecipeError, match="at least one task"):

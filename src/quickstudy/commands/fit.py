@@ -30,7 +30,7 @@ def fit(
         overwrite: replace the classifier that is there.
     """
     from quickstudy import FewShotClassifier
-    from quickstudy.data.layouts import SUFFIXES, class_files, other_files
+    from quickstudy.data.layouts import SUFFIXES, class_files, class_images, other_files
     from quickstudy.data.progress import track
     from quickstudy.data.reader import readable
     from quickstudy.errors import DataError, RecipeError
@@ -48,13 +48,15 @@ def fit(
             f"{images} has {len(found)} folders of images, and there are to be at least two, one for each class, as in "
             f"{images / 'cat' / '1.jpg'} and {images / 'dog' / '1.jpg'}"
         )
+    for file in class_images(images):
+        print(f"left out: {file} is in no folder of a class", file=sys.stderr)
     classes = {}
     for name, files in track(found.items(), "reading images", len(found)):
         classes[name], broken = readable(files)
         for reason in broken:
             print(f"left out: {reason}", file=sys.stderr)
         for other in other_files(images / name):
-            print(f"left out: {other} is none of the image files ({', '.join(SUFFIXES)})", file=sys.stderr)
+            print(f"left out: {other} is not an image file ({', '.join(SUFFIXES)})", file=sys.stderr)
         if not classes[name]:
             raise DataError(f"{images / name} has no image that can be read: replace its files, or remove it")
     classifier = FewShotClassifier(model, seed=seed, device=device)

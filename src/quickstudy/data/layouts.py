@@ -64,7 +64,7 @@ class Published:
         if missing:
             raise DataError(
                 f"{path} lacks {len(missing)} of the {len(known)} classes of {self.whose} split, such as {missing[0]}: "
-                "the copy is not complete, add what is missing"
+                "the copy is not complete (add what is missing), or of another dataset"
             )
         files: dict[Split, dict[str, Sequence[Picture]]] = {split: {} for split in SPLITS}
         for name, pictures in classes.items():

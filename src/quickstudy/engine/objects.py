@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from quickstudy.data.base import Dataset
@@ -50,14 +52,15 @@ def meta_train(
         TrainingError: a loss or a gradient is not finite.
     """
     device = pick_device(device)
-    make_current(device)
+    pretrained = None if recipe.method.built else recipe.pretrained
 
     def make() -> Recipe:
-        return dataclasses.replace(recipe, method=copy.deepcopy(recipe.method))
+        return dataclasses.replace(recipe, method=copy.deepcopy(recipe.method).train(), pretrained=pretrained)
 
-    (method,) = initial_methods(make, [seed])
-    group = Group(recipe, [seed], [method], device)
     with ExitStack() as stack:
+        stack.enter_context(_own_randomness(device))
+        (method,) = initial_methods(make, [seed])
+        group = Group(recipe, [seed], [method], device)
         if listener is None:
             title, metric = type(method).__name__, recipe.dataset.metric
             listener = stack.enter_context(Bar(title, group.total, recipe.train.meta_batch, metric, Console()))
@@ -71,8 +74,8 @@ def meta_train(
                     listener.validated(group.validate(), group.best_scores)
         except NotFinite as error:
             raise Diverged(f"{error}. A lower learning rate, {error.remedy} may help") from error
-    restore(method, group.best[0])
-    calibrate(method, recipe, seed, device)
+        restore(method, group.best[0])
+        calibrate(method, recipe, seed, device)
     return Trained(method.eval(), PictureReader.of(method.input_shape, recipe.dataset)), group.history
 
 
@@ -89,9 +92,11 @@ def meta_test(
     """Score a trained method on meta-test tasks.
 
     Args:
-        trained: as of :func:`meta_train`, or a built method. Its ``norm`` and ``test_steps`` are used.
+        trained: as of :func:`meta_train`, or a method: one that learns nothing need not be built. Its ``norm`` and
+            ``test_steps`` are used, and it stays as it is.
         recipe: that it was trained by.
-        on: another dataset to test on. Its images are brought to the colours and the size that the method reads.
+        on: another dataset to test on, without transforms. Its images are brought to the colours and the size that the
+            method reads, and get the transforms of the recipe's dataset.
         task: size of the test tasks; that of the recipe if not given.
         tasks: how many; as many as the recipe says if not given.
         seed: of the tasks.
@@ -105,12 +110,28 @@ def meta_test(
         DataError: the data is not on this machine, or too little for the tasks.
     """
     device = pick_device(device)
-    make_current(device)
     shape, count = task or recipe.test.task, recipe.test.tasks if tasks is None else tasks
     assert shape is not None
     if count < 1:
         raise RecipeError(f"a test needs at least one task, not {count}")
-    method = trained if isinstance(trained, Method) else trained.method
-    method.to(device, recipe.train.dtype)
-    scores, _ = test_methods({seed: method}, recipe, on or recipe.dataset, shape, count, device)
+    if on is not None and getattr(on, "test_transforms", None):
+        raise RecipeError(
+            f"the images of {on.name} get the transforms of {recipe.dataset.name}: make it without its own"
+        )
+    method = copy.deepcopy(trained if isinstance(trained, Method) else trained.method)
+    with _own_randomness(device):
+        if not method.built:
+            method.build(recipe.dataset.split("test").tasks(shape, 0, 1, seed=seed)[0])
+            if any(parameter.requires_grad for parameter in method.parameters()):
+                raise RecipeError(f"{type(method).__name__} has to be trained before it is tested, by meta_train")
+        method.to(device, recipe.train.dtype)
+        scores, _ = test_methods({seed: method}, recipe, on or recipe.dataset, shape, count, device)
     return estimate(scores[seed])
+
+
+@contextmanager
+def _own_randomness(device: str) -> Iterator[None]:
+    """Leave the random numbers that the caller will draw as they are."""
+    make_current(device)
+    with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []):
+        yield

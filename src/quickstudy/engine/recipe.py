@@ -6,7 +6,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from pydoc import locate
@@ -43,7 +43,8 @@ class Training:
         batching: ``auto`` times the loop, vmap, and chunks of it on the first batch; ``loop`` and ``vmap`` choose.
         chunk: most tasks at a time (less memory); no bound if not given.
         together: train several seeds as one job, or in turn; by timing if not given.
-        trace: run updates as a flat program, traced once: the same numbers, faster after a second or two.
+        trace: run updates as a flat program, traced once: the same numbers (large perceptrons on a CPU: to rounding),
+            faster after a second or two.
     """
 
     task: TaskShape
@@ -173,9 +174,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.test.task is None:
-            self.test.task = testing_task(self.train.task)
+            self.test = replace(self.test, task=testing_task(self.train.task))
         if self.validation.task is None:
-            self.validation.task = self.test.task
+            self.validation = replace(self.validation, task=self.test.task)
 
 
 def testing_task(task: TaskShape | Namespace) -> TaskShape:

@@ -40,7 +40,18 @@ _OFTEN_NOTHING = (
 
 
 _LARGE = 32
-"""Rows and columns from which on the layout of a matrix matters. (Products with few of one may round otherwise.)"""
+"""Rows and columns from which on a matrix is laid out as it is read; it does not pay for smaller ones."""
+
+_OF_VALUES = {
+    *(aten.view, aten._unsafe_view, aten.expand, aten.permute, aten.transpose, aten.t, aten.unsqueeze, aten.squeeze),
+    *(aten.select, aten.slice, aten.split, aten.unbind, aten.diagonal, aten.cat, aten.stack, aten.clone, aten._to_copy),
+    *(aten.bmm, aten.mm, aten.mv, aten.addmm, aten.sum, aten.mean, aten.amax, aten.gather, aten.scatter),
+    *(aten.scatter_add, aten.index_select, aten.constant_pad_nd, aten.diag_embed, aten.diagonal_backward),
+    *(aten._softmax, aten._log_softmax, aten._softmax_backward_data, aten._log_softmax_backward_data),
+    *(aten.mse_loss, aten.mse_loss_backward, aten.arange, aten.full, aten.zeros, aten.ones, aten.scalar_tensor),
+    *(aten.zeros_like, aten.ones_like, aten.full_like, aten.new_zeros, aten.new_ones),
+}
+"""Operations, beside those that treat every number on its own, to which the layout of their inputs is all one."""
 
 _CALLED_DIRECTLY: dict[Any, Callable[..., Any]] = {
     **{getattr(aten, name).default: getattr(torch, name) for name in ("bmm", "mm", "relu", "sigmoid", "tanh", "rsqrt")},
@@ -135,8 +146,6 @@ def _simplify(node: fx.Node) -> None:
         node.replace_all_uses_with(source)
     elif _flips(node) and _flips(source):
         node.replace_all_uses_with(source.all_input_nodes[0])
-    elif node.target is aten.mul.Tensor and isinstance(node.args[1], float) and source.target is aten.neg.default:
-        node.args = (source.args[0], -node.args[1])  # the way back of `weight - rate * slope`
     elif node.target in _RESHAPES and source.target in _RESHAPES and _contiguous(source.args[0]):
         node.args = (source.args[0], *node.args[1:])
         _simplify(node)
@@ -185,7 +194,7 @@ def _lay_out(graph: fx.Graph) -> None:
     The gradient of a weight matrix is such a product. On a CPU the sum over tasks of matrices that lie otherwise than
     their sum takes 30 times as long, and their product with a narrow one 6 times.
     """
-    if any("strided" in str(node.target) for node in graph.nodes):  # it reads memory as it lies
+    if not all(map(_sees_no_layout, graph.nodes)):
         return
     graph.eliminate_dead_code()
     for product in [node for node in graph.nodes if node.target is aten.bmm.default]:
@@ -210,6 +219,19 @@ def _lay_out(graph: fx.Graph) -> None:
     for node in graph.nodes:
         if node.target in _RESHAPES:  # what they look at may lie otherwise now
             node.target = aten.reshape.default
+
+
+def _sees_no_layout(node: fx.Node) -> bool:
+    """Tell whether an operation is known to give the same values wherever in memory those of its inputs lie.
+
+    Some read memory as it lies, some fill it with random numbers, and of some there are several, of which one was
+    chosen for inputs that were contiguous while tracing.
+    """
+    if not isinstance(node.target, OpOverload):
+        return node.op != "call_function" or node.target is operator.getitem
+    tags = node.target.tags
+    pointwise = torch.Tag.pointwise in tags and torch.Tag.nondeterministic_seeded not in tags
+    return pointwise or node.target.overloadpacket in _OF_VALUES or node.target in IMPLEMENTATIONS
 
 
 def _flips(node: fx.Node) -> bool:

@@ -159,7 +159,7 @@ class Group:
         if not parameters:
             raise RecipeError(
                 f"{type(self.models.method).__name__} has no parameters to meta-learn: it is only tested "
-                "(`quickstudy test RECIPE`)"
+                "(`quickstudy test RECIPE`, in Python meta_test)"
             )
         optimizer = build_optimizer(self.recipe.optimizer, parameters)
         # Let Adam update all parameters in one kernel, unless the recipe says how.
