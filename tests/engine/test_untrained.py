@@ -61,7 +61,7 @@ def test_other_recipes_are_to_be_trained_first() -> None:
 
 
 def test_a_method_that_learns_nothing_is_not_trained(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="only tested \\(`quickstudy test RECIPE`\\)"):
+    with pytest.raises(RecipeError, match="only tested \\(`quickstudy test RECIPE`, in Python meta_test\\)"):
         engine.train(engine.parse_recipe(FINE_TUNE), tmp_path / "run", name="mine")
     assert not (tmp_path / "run").exists()
 
