@@ -31,11 +31,16 @@ COMMANDS = {
 HELP = {"-h", "--help", "help"}
 
 
+def group_of(word: str) -> list[str]:
+    """Return the names of the commands of two words that begin with this one."""
+    return [name for name in COMMANDS if name.startswith(f"{word} ")]
+
+
 def usage(word: str = "") -> str:
     """Return the help of the command as a whole, or of the commands that have this for their first word."""
-    commands = {name: text for name, (_, text) in COMMANDS.items() if not word or name.startswith(f"{word} ")}
-    width = max(map(len, commands))
-    lines = [f"  {name:<{width}}  {text}" for name, text in commands.items()]
+    names = group_of(word) if word else [*COMMANDS]
+    width = max(map(len, names))
+    lines = [f"  {name:<{width}}  {COMMANDS[name][1]}" for name in names]
     return "\n".join(
         [
             f"usage: quickstudy {word} COMMAND ..." if word else "usage: quickstudy COMMAND ...",
@@ -62,7 +67,7 @@ def find(arguments: Sequence[str]) -> tuple[str, list[str]]:
         if name in COMMANDS:
             return name, list(arguments[words:])
     word = arguments[0]
-    inner = [name for name in COMMANDS if name.startswith(f"{word} ")]
+    inner = group_of(word)
     if inner:
         raise RecipeError(f"quickstudy {word} needs one of: {', '.join(name.split()[1] for name in inner)}")
     raise RecipeError(f"there is no command {word!r}{suggest(word, COMMANDS)}; `quickstudy --help` lists them")
@@ -76,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in HELP:
         print(usage())
         return 0
-    if arguments[1:] and arguments[1] in HELP and any(name.startswith(f"{arguments[0]} ") for name in COMMANDS):
+    if arguments[1:] and arguments[1] in HELP and group_of(arguments[0]):
         print(usage(arguments[0]))
         return 0
     if arguments[0] == "--version":

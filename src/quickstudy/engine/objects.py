@@ -22,7 +22,7 @@ from quickstudy.engine.progress import Bar
 from quickstudy.engine.recipe import Recipe
 from quickstudy.engine.statistics import Estimate, estimate
 from quickstudy.engine.testing import calibrate, test_methods
-from quickstudy.engine.train import Diverged, Group, Listener, NotFinite, initial_methods, timed_update
+from quickstudy.engine.train import Diverged, Group, Listener, NotFinite, advance, initial_methods
 from quickstudy.engine.trained import Trained
 from quickstudy.errors import RecipeError
 from quickstudy.methods import Method
@@ -67,9 +67,7 @@ def meta_train(
         listener.validated(group.validate(), group.best_scores)
         try:
             while group.updates < group.total:
-                loss = timed_update(group)
-                listener.step(group.updates, lambda: loss.mean().item())  # noqa: B023
-                if group.updates % group.every == 0 or group.updates == group.total:
+                if advance(group, listener):
                     group.check()
                     listener.validated(group.validate(), group.best_scores)
         except NotFinite as error:
@@ -112,8 +110,6 @@ def meta_test(
     device = pick_device(device)
     shape, count = task or recipe.test.task, recipe.test.tasks if tasks is None else tasks
     assert shape is not None
-    if count < 1:
-        raise RecipeError(f"a test needs at least one task, not {count}")
     if on is not None and getattr(on, "test_transforms", None):
         raise RecipeError(
             f"the images of {on.name} get the transforms of {recipe.dataset.name}: make it without its own"

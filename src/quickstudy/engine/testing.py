@@ -211,8 +211,6 @@ def _tested(
     assert own_shape is not None
     shape = _shape(own_shape, wish)
     tasks = recipe.test.tasks if wish.tasks is None else wish.tasks
-    if tasks < 1:
-        raise RecipeError(f"a test needs at least one task, not {tasks}")
     first = methods[seeds[0]]
     as_trained = {"norm": first.norm, "steps": first.test_steps}
     for method in methods.values():
@@ -280,8 +278,10 @@ def test_methods(
         device: where the methods are.
 
     Raises:
-        RecipeError: they cannot take such tasks.
+        RecipeError: they cannot take such tasks, or there are none.
     """
+    if tasks < 1:
+        raise RecipeError(f"a test needs at least one task, not {tasks}")
     if dataset.metric != recipe.dataset.metric:
         raise RecipeError(
             f"the score on {dataset.name} is {dataset.metric}, and that on {recipe.dataset.name}, which the method is "
@@ -289,7 +289,7 @@ def test_methods(
         )
     for seed, method in methods.items():
         calibrate(method, recipe, seed, device)
-    first, number = next(iter(methods.values())), next(iter(methods))
+    number, first = next(iter(methods.items()))
     source = dataset.split("test").to(device)
     given = example = source.tasks(shape, 0, 1, seed=number)[0]
     reader = PictureReader.of(first.input_shape, recipe.dataset)

@@ -196,7 +196,6 @@ def _lay_out(graph: fx.Graph) -> None:
     """
     if not all(map(_sees_no_layout, graph.nodes)):
         return
-    graph.eliminate_dead_code()
     for product in [node for node in graph.nodes if node.target is aten.bmm.default]:
         layout, user = _layout(product), _only_user(product)
         factors: tuple[Any, ...] = product.args
@@ -237,10 +236,10 @@ def _sees_no_layout(node: fx.Node) -> bool:
 def _flips(node: fx.Node) -> bool:
     """Tell whether an operation transposes the matrices of a batch, the last two axes."""
     layout = _layout(node)
-    last = None if layout is None else len(layout[0]) - 1
-    return (
-        node.target is aten.transpose.int and last is not None and node.args[1:] in {(last - 1, last), (last, last - 1)}
-    )
+    if node.target is not aten.transpose.int or layout is None:
+        return False
+    last = len(layout[0]) - 1
+    return node.args[1:] in {(last - 1, last), (last, last - 1)}
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:

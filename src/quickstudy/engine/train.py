@@ -405,7 +405,7 @@ def train_group(
         Diverged: a loss is not finite; the message names the last good checkpoint.
         Interrupted: SIGINT or SIGTERM came; the step was finished and the state saved.
     """
-    total, every = group.total, group.every
+    total = group.total
     saved = time.monotonic()
 
     def save() -> None:
@@ -428,9 +428,7 @@ def train_group(
         else:
             validate()
         while group.updates < total:
-            loss = timed_update(group)
-            listener.step(group.updates, lambda: loss.mean().item())  # noqa: B023
-            if group.updates % every == 0 or group.updates == total:
+            if advance(group, listener):
                 group.check()
                 validate()
             elif received or time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
@@ -450,12 +448,13 @@ def train_group(
         ) from error
 
 
-def timed_update(group: Trainee) -> Tensor:
-    """Do one update, and add the time it took; return the loss."""
+def advance(group: Trainee, listener: Listener) -> bool:
+    """Do one update, and tell whether it is time for a validation."""
     start = time.monotonic()
     loss = group.update()
     group.seconds += time.monotonic() - start
-    return loss
+    listener.step(group.updates, lambda: loss.mean().item())
+    return group.updates % group.every == 0 or group.updates == group.total
 
 
 @contextmanager
