@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from helpers import GLYPHS, published_classes, write_class_folders
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
@@ -289,6 +291,29 @@ def test_a_pre_trained_backbone_is_a_nearest_centroid(
     x = np.stack([np.asarray(Image.open(path)) for path in paths])
     _, found = in_a_new_process(classifier.save(tmp_path / "saved"), x, tmp_path)
     assert_array_equal(found, classifier.predict_proba(paths))
+    shutil.rmtree(tmp_path / "data")
+    shutil.rmtree(tmp_path / "cache")
+    assert_array_equal(FewShotClassifier(run.folder).fit(paths, names).predict_proba(paths), found)
+
+
+def test_a_run_without_its_data(tmp_path: Path, photos: dict[str, list[Path]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUICKSTUDY_CACHE", str(tmp_path / "cache"))
+    root = write_class_folders(tmp_path / "data" / "cifar-fs", published_classes("cifar-fs", 3, 3, 3), side=14)
+    dataset = yaml.safe_load(PHOTOGRAPHS)["dataset"]
+    settings = [
+        "--train.updates=1",
+        "--method.backbone.blocks=2",
+        f"--dataset={yaml.safe_dump(dataset)}",
+        f"--dataset.root={root}",
+    ]
+    for part in ("train", "validation", "test"):
+        settings.append(f"--{part}.task={{way: 3, shot: 1, queries: 1}}")
+    run = engine.train(engine.parse_recipe(GLYPHS, settings), tmp_path / "run", name="photographs/x")
+    paths, names = labelled(photos)
+    expected = FewShotClassifier(run.folder).fit(paths, names).predict_proba(paths)
+    shutil.rmtree(tmp_path / "data")
+    shutil.rmtree(tmp_path / "cache")
+    assert_array_equal(FewShotClassifier(run.folder).fit(paths, names).predict_proba(paths), expected)
 
 
 def test_folders_are_not_overwritten_by_accident(tmp_path: Path) -> None:

@@ -77,6 +77,13 @@ class Task:
         """Return tasks, or batches of them, of one size on a new leading axis."""
         return cls(*(torch.stack(parts) for parts in zip(*(task.tensors for task in tasks))), way=tasks[0].way)
 
+    @classmethod
+    def of_noise(cls, way: int, shape: Sequence[int]) -> Task:
+        """Return a task of random inputs ``[2 * way, *shape]``, for what depends on nothing but shapes."""
+        generator = torch.Generator().manual_seed(0)  # other draws are to stay what they are
+        x, y = torch.rand(2 * way, *shape, generator=generator), torch.arange(way).repeat_interleave(2)
+        return cls(x, y, x, y, way)
+
     @property
     def support(self) -> Support:
         return Support(self.support_x, self.support_y, self.way)

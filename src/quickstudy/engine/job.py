@@ -90,6 +90,7 @@ def train(
     else:
         info = {"recipe": name, "seeds": seeds, "groups": _grouping(group_of, seeds), **environment(device)}
     first = group_of(info["groups"][0])  # may complain of data or network: before anything is written or removed
+    info |= {"input_shape": [*first.methods[0].input_shape], "way": first.methods[0].way}
     if not begun:  # also of a run that was only half removed
         run.clear()
     run.write_text("recipe.yaml", text)

@@ -30,7 +30,7 @@ from quickstudy.engine.recipe import dump_recipe, instantiate, parse_recipe
 from quickstudy.engine.run import Run, environment
 from quickstudy.engine.statistics import estimate
 from quickstudy.engine.train import Listener, NotFinite, build_optimizer, caught_signals, train_group
-from quickstudy.errors import RecipeError
+from quickstudy.errors import RecipeError, TrainingError
 from quickstudy.methods import ProtoNet
 from quickstudy.nn import FixedStatistics, adopt, population_statistics
 from quickstudy.task import Task, TaskShape
@@ -138,7 +138,7 @@ class Pretrained(Run):
 
     ======================== =====================================================================
     ``recipe.yaml``          every setting, defaults written out
-    ``embed.json``           seed, machine, versions, command; when all is done, what was embedded
+    ``embed.json``           seed, shape of an image, machine, versions, command; when all is done, what was embedded
     ``metrics.csv|.jsonl``   one row an epoch
     ``state-<seed>.pt``      all that is needed to continue (``--resume``)
     ``backbone.safetensors`` weights of the best epoch, and the statistics of its batch norms
@@ -164,9 +164,13 @@ class Pretrained(Run):
         Raises:
             TrainingError: the weights are missing or damaged.
         """
-        recipe = instantiate(parse_recipe(self.recipe_text, kind=EmbedRecipe), EmbedRecipe)
-        images = LabelledImages(recipe.dataset, "val")
-        adopt(recipe.backbone, images.pixels(images.rows[:2], images.transforms))
+        recipe, example = instantiate(parse_recipe(self.recipe_text, kind=EmbedRecipe), EmbedRecipe), self.example
+        if example is None:
+            raise TrainingError(
+                f"{self.folder} is of a version that did not keep the shape of an image: "
+                f"`quickstudy {self.COMMAND} {self.folder} --resume` adds it"
+            )
+        adopt(recipe.backbone, example.support_x)
         return FixedStatistics.restore(recipe.backbone, load_weights(self.folder / BACKBONE)).eval()
 
 
@@ -301,7 +305,9 @@ class Pretrainer:
             train, val = self.images["train"], self.images["val"]
             val.classes.tasks(recipe.validation.task, 0, 1, seed=seed)  # complains if they are too few
             self.batches = recipe.batches()
-            features = adopt(recipe.backbone, train.pixels(train.rows[:2], self.transforms).cpu())
+            example = train.pixels(train.rows[:2], self.transforms).cpu()
+            self.input_shape = [*example.shape[1:]]
+            features = adopt(recipe.backbone, example)
             self.classifier = Classifier(recipe.backbone, features, len(train.classes)).to(device)
         self.seeds = [seed]
         self.device = device
@@ -519,6 +525,7 @@ def pretrain(
         info = {"recipe": name, "seeds": [seed], **environment(device)}
     trainer = Pretrainer(settings, seed, device)  # may complain of data or network: before anything is written
     names = {split: _row_names(trainer.images[split], layout) for split in SPLITS}
+    info["input_shape"] = trainer.input_shape
     if not begun:
         run.clear()
     run.write_text("recipe.yaml", dump_recipe(settings, EmbedRecipe))

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self
 from quickstudy.engine.checkpoint import load_state, load_weights, save_state, save_weights
 from quickstudy.errors import RecipeError, TrainingError
 from quickstudy.files import csv_text, write_text
+from quickstudy.task import Task
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Run:
 
     ======================== =====================================================================
     ``recipe.yaml``          every setting, defaults written out
-    ``run.json``             the seeds, how they were grouped, machine, versions, command, commit
+    ``run.json``             the seeds, how they were grouped, the shape of an input, way, machine, versions, command,
+                             commit
     ``metrics.csv|.jsonl``   one row a validation and seed
     ``state-<seeds>.pt``     all that is needed to continue (``--resume``)
     ``best-<seed>.safetensors``, ``last-<seed>.safetensors``  weights
@@ -105,6 +107,13 @@ class Run:
     def info(self) -> dict[str, Any]:
         """What :attr:`INFO` holds."""
         return _parsed(self.folder / self.INFO, (self.folder / self.INFO).read_text(encoding="utf-8"))
+
+    @property
+    def example(self) -> Task | None:
+        """A task of random inputs of the shape that was trained on, ``None`` in regression: to build a method without
+        the data; ``None`` also for runs of a version that did not keep the shape."""
+        shape, way = self.info.get("input_shape"), self.info.get("way", 2)  # what pre-trains a backbone has no way
+        return None if shape is None or way is None else Task.of_noise(way, shape)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file of the run, whole or not at all."""

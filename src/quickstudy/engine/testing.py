@@ -126,7 +126,7 @@ def trained_methods(run: Run, weights: str, device: str = "cpu", seeds: Sequence
     dtype = instantiate(settings).train.dtype
     seeds = run.info["seeds"] if seeds is None else seeds
     assert seeds is not None
-    methods = build_methods(lambda: instantiate(settings), seeds)
+    methods = build_methods(lambda: instantiate(settings), seeds, run.example)
     for seed, method in zip(seeds, methods):
         method.to(device, dtype)
         restore(method, run.load_weights(weights, seed))

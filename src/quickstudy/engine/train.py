@@ -521,12 +521,13 @@ def build_optimizer(make: Callable[[Iterable], Optimizer], parameters: list[Tens
     return optimizer
 
 
-def build_methods(recipe: Callable[[], Recipe], seeds: Sequence[int]) -> list[Method]:
+def build_methods(recipe: Callable[[], Recipe], seeds: Sequence[int], example: Task | None = None) -> list[Method]:
     """Return a built method for each seed, its parameters drawn by that seed alone (unless it was built before).
 
     Args:
         recipe: makes the objects of the recipe anew on each call.
         seeds: the seeds.
+        example: a task of the shape of those to come; the first of meta-training if not given.
     """
     methods = []
     for seed in seeds:
@@ -534,7 +535,9 @@ def build_methods(recipe: Callable[[], Recipe], seeds: Sequence[int]) -> list[Me
             torch.manual_seed(seed)
             made = recipe()
             if not made.method.built:
-                made.method.build(made.dataset.split("train").tasks(made.train.task, 0, 1, seed=seed)[0])
+                if example is None:
+                    example = made.dataset.split("train").tasks(made.train.task, 0, 1, seed=seed)[0]
+                made.method.build(example)
             methods.append(made.method)
     return methods
 

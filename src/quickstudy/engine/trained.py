@@ -22,7 +22,7 @@ from quickstudy.errors import RecipeError, TrainingError
 from quickstudy.files import write_text
 from quickstudy.methods import Method
 from quickstudy.nn import FixedStatistics, adopt
-from quickstudy.task import Task, TaskShape
+from quickstudy.task import Task
 
 FORMAT = 1
 FILES = INFO, PARTS, WEIGHTS = "model.json", "model.yaml", "model.safetensors"
@@ -89,7 +89,7 @@ class Trained:
         Raises:
             RecipeError: there is nothing of the kind, or it has no such seed.
             TrainingError: it has no weights yet, or they are damaged.
-            DataError: the dataset of the run is not on this machine.
+            DataError: the run's method needs to see its training data before a test, and it is not on this machine.
         """
         folder = Path(folder)
         if (folder / INFO).is_file():
@@ -97,10 +97,11 @@ class Trained:
         pretrained = Pretrained(folder)
         if pretrained.exists():
             settings = parse_recipe(pretrained.recipe_text, kind=EmbedRecipe)
-            dataset = instantiate(settings, EmbedRecipe).dataset
-            example = dataset.split("val").tasks(TaskShape(2, 1, 1), 0, 1, seed=0)[0]
+            backbone, example = pretrained.backbone(), pretrained.example
+            assert example is not None  # or there is no backbone
             temperature = pretrained.info.get("temperature", 1.0)
-            method = nearest_centroid(pretrained.backbone(), temperature).build(example)
+            method = nearest_centroid(backbone, temperature).build(example)
+            dataset = instantiate(settings, EmbedRecipe).dataset
             return cls._from(method, dataset, settings, backbone=settings.backbone, temperature=temperature)
         run = Run.open(folder)
         seeds: list[int] = run.info["seeds"]
@@ -130,14 +131,14 @@ class Trained:
         parts = instantiate(parse_recipe(text, kind=Parts), Parts)
         method = parts.method
         with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten
-            x, y = torch.rand(2 * way, *shape), torch.arange(way).repeat_interleave(2)
+            example = Task.of_noise(way, shape)
             if parts.backbone is not None:
-                adopt(parts.backbone, x)
+                adopt(parts.backbone, example.support_x)
                 fixed = {name.removeprefix("backbone."): tensor for name, tensor in weights.items()}
                 method = nearest_centroid(FixedStatistics.restore(parts.backbone, fixed), parts.temperature)
             if method is None:
                 raise TrainingError(f"{folder / PARTS} is damaged: it has neither a method nor a backbone")
-            method.build(Task(x, y, x, y, way))
+            method.build(example)
         if weights:
             method.to(next(iter(weights.values())).dtype)  # all are of one type
         restore(method, weights)
