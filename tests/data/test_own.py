@@ -289,6 +289,8 @@ def test_arrays_are_a_dataset(x: Any, shape: tuple[int, ...], y: Any) -> None:
         (np.zeros((3, 4)), [0, 1], "a class for each example; got 3 and 2"),
         (np.zeros(3), [0, 1, 2], r"\[n, ...\], at least one; got \[3\]"),
         (np.array([["a"], ["b"]]), [0, 1], "numbers of one shape"),
+        ([np.zeros(3), np.zeros(4)], [0, 1], "numbers of one shape"),
+        (np.zeros((2, 4)), np.eye(2), r"the classes are to be \[n\], numbers or names; got \[2, 2\]"),
         (np.zeros((2, 4)), [0, 1], "2 classes cannot be split"),
     ],
 )

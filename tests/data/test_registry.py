@@ -26,6 +26,8 @@ def test_every_entry_leads_to_its_dataset(name: str) -> None:
     assert all((entry.description, entry.classes, entry.size, entry.licence, entry.how))
     assert "\n" not in entry.description
     assert entry.homepage.startswith("https://")
+    with pytest.raises(DataError, match=r"no split 'valid': they are train, val, test|tasks to test on alone"):
+        kind().split("valid")  # type: ignore[arg-type]
 
 
 def test_an_unknown_dataset_is_answered_with_the_nearest() -> None:

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 
+from quickstudy.errors import DataError
 from quickstudy.task import Task, TaskShape
 
 Split = Literal["train", "val", "test"]
@@ -82,6 +83,16 @@ class Dataset(ABC):
             DataError: the data is not on this machine, or damaged.
         """
         return None
+
+
+def check_split_name(split: str) -> None:
+    """Raise unless a split is one of :data:`SPLITS`.
+
+    Raises:
+        DataError: it is not.
+    """
+    if split not in SPLITS:
+        raise DataError(f"there is no split {split!r}: they are {', '.join(SPLITS)}")
 
 
 def split_title(dataset: str, split: Split) -> str:

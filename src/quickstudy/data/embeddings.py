@@ -15,7 +15,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from quickstudy.data.archive import open_files
-from quickstudy.data.base import SPLITS, Dataset, Split, split_title
+from quickstudy.data.base import SPLITS, Dataset, Split, check_split_name, split_title
 from quickstudy.data.download import Remote, fetch
 from quickstudy.data.images import ImageClasses
 from quickstudy.data.paths import download_folder, source_folders
@@ -86,6 +86,7 @@ class Embeddings(Dataset):
         Raises:
             DataError: the files are not on this machine, or damaged.
         """
+        check_split_name(split)
         folder, layout = self._source()
         parts = [read_embeddings(folder, split, layout)]
         if split == "train" and self.train_on_val:

@@ -12,7 +12,7 @@ from typing import ClassVar, get_args
 
 import numpy as np
 
-from quickstudy.data.base import SPLITS, Dataset, Split, TaskSource, split_title
+from quickstudy.data.base import SPLITS, Dataset, Split, TaskSource, check_split_name, split_title
 from quickstudy.data.decode import Resize
 from quickstudy.data.download import Remote, fetch
 from quickstudy.data.images import ImageClasses
@@ -83,6 +83,7 @@ class ClassFolders(Dataset):
         Raises:
             DataError: the data is not on this machine, or damaged.
         """
+        check_split_name(split)
         everything = open_store(self.prepare(), self.name)
         classes = classes_of_split(everything, split, split_title(self.name, split))
         return transformed(classes, self.train_transforms if split == "train" else self.test_transforms)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import ImageFont
 
-from quickstudy.data.base import SPLITS, Dataset, Split, generator, split_title
+from quickstudy.data.base import SPLITS, Dataset, Split, check_split_name, generator, split_title
 from quickstudy.data.distort import FINE, NUMBERS, SIDE, distort
 from quickstudy.data.fonts import FAMILIES, font_folder, framed, held_by, load_font, version_of
 from quickstudy.data.homoglyphs import comparable
@@ -59,6 +59,7 @@ class Glyphs(Dataset):
         Raises:
             DataError: the fonts are missing, or the cache cannot be written.
         """
+        check_split_name(split)
         everything = open_store(self.prepare(), self.name)
         scripts = characters()[split]
         members = (i for i, name in enumerate(everything.names) if name.split("/")[0] in scripts)

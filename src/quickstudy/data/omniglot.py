@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from quickstudy.data.archive import GIB, Member, Source, open_files
-from quickstudy.data.base import Dataset, Split, split_title
+from quickstudy.data.base import Dataset, Split, check_split_name, split_title
 from quickstudy.data.decode import decode_image, shrink
 from quickstudy.data.download import Remote, fetch
 from quickstudy.data.images import ImageClasses
@@ -101,6 +101,7 @@ class Omniglot(Dataset):
         Raises:
             DataError: the data is not on this machine, incomplete or damaged.
         """
+        check_split_name(split)
         everything = open_store(self.prepare(), self.name)
         members = split_members(self.splitting, everything.names)[split]
         classes = everything.select(members, split_title(f"omniglot ({self.splitting} split)", split))

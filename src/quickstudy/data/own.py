@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from quickstudy.data.archive import Member, open_files
-from quickstudy.data.base import SPLITS, Dataset, Split, TaskSource, split_title
+from quickstudy.data.base import SPLITS, Dataset, Split, TaskSource, check_split_name, split_title
 from quickstudy.data.decode import Resize
 from quickstudy.data.embeddings import grouped
 from quickstudy.data.folders import ClassFolders
@@ -285,6 +285,8 @@ class Arrays(Dataset):
     ) -> None:
         self.name = name
         self.x = _examples(x, name)
+        if np.ndim(y) != 1:
+            raise DataError(f"{name}: the classes are to be [n], numbers or names; got {[*np.shape(y)]}")
         self.y = [str(label) for label in (y.tolist() if isinstance(y, np.ndarray | Tensor) else y)]
         if len(self.x) != len(self.y):
             raise DataError(f"{name}: there is a class for each example; got {len(self.x)} and {len(self.y)}")
@@ -315,7 +317,12 @@ class Arrays(Dataset):
         return cls(torch.stack(x), y, **settings)
 
     def split(self, split: Split) -> TaskSource:
-        """Return the classes of one split, in the order in which they are first seen."""
+        """Return the classes of one split, in the order in which they are first seen.
+
+        Raises:
+            DataError: there is no such split.
+        """
+        check_split_name(split)
         rows = [row for row, label in enumerate(self.y) if self.split_of[label] == split]
         classes = grouped(self.x[rows], [self.y[row] for row in rows], split_title(self.name, split))
         return transformed(classes, self.train_transforms if split == "train" else self.test_transforms)
@@ -365,7 +372,7 @@ def _examples(x: Any, title: str) -> Tensor:
     """Return examples as tasks are made of them: images uint8 ``[n, C, H, W]``, or float32 ``[n, ...]``."""
     try:
         found = torch.as_tensor(x if isinstance(x, Tensor) else np.asarray(x)).cpu()
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise DataError(f"{title}: the examples are to be numbers of one shape: {error}") from error
     if found.dim() < 2 or not len(found) or found.is_complex():
         raise DataError(f"{title}: the examples are to be [n, ...], at least one; got {[*found.shape]}, {found.dtype}")

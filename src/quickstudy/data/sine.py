@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from quickstudy.data.base import SPLITS, Dataset, Split, TaskSource, generator
+from quickstudy.data.base import SPLITS, Dataset, Split, TaskSource, check_split_name, generator
 from quickstudy.data.images import BLOCK
 from quickstudy.errors import DataError
 from quickstudy.task import Task, TaskShape
@@ -59,5 +59,10 @@ class Sine(Dataset):
     metric = "mse"
 
     def split(self, split: Split) -> SineWaves:
-        """Return the stream of waves of one split; there is nothing to get, so it cannot fail."""
+        """Return the stream of waves of one split; there is nothing to get.
+
+        Raises:
+            DataError: there is no such split.
+        """
+        check_split_name(split)
         return SineWaves(SPLITS.index(split))
