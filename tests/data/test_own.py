@@ -341,7 +341,6 @@ def test_any_torch_dataset_is_one() -> None:
 
 def test_a_file_of_arrays_in_a_recipe(tmp_path: Path) -> None:
     path = tmp_path / "mine.npz"
-    np.savez(path, x=np.zeros((42, 3, 8, 8), np.uint8), y=Y)
     recipe = f"""
     dataset: {{class_path: quickstudy.data.ArrayFile, init_args: {{path: {path}}}}}
     method:
@@ -351,6 +350,8 @@ def test_a_file_of_arrays_in_a_recipe(tmp_path: Path) -> None:
     """
     dataset = instantiate(parse_recipe(recipe)).dataset
     assert dataset.name == "mine"
+    assert dataset.location() is None
+    np.savez(path, x=np.zeros((42, 3, 8, 8), np.uint8), y=Y)
     assert dataset.location() == f"in {path}"
     first = names_of(dataset)
     assert names_of(ArrayFile(str(path), seed=5)) == first  # kept
@@ -367,4 +368,4 @@ def test_a_file_without_arrays(tmp_path: Path, content: Any) -> None:
     elif content is not None:
         np.savez(path, **content)
     with pytest.raises(DataError, match=r"cannot read .*mine.npz: .*; write it by numpy.savez"):
-        ArrayFile(str(path))
+        ArrayFile(str(path)).split("train")

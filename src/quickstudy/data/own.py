@@ -332,18 +332,17 @@ class Arrays(Dataset):
         return "in memory"
 
 
-class ArrayFile(Arrays):
-    """Your own examples, in a file of NumPy: ``numpy.savez("mine.npz", x=x, y=y)``.
+class ArrayFile(Dataset):
+    """Your own examples, in a file of NumPy: ``numpy.savez("mine.npz", x=x, y=y)``; read when it is first used.
 
     Args:
         path: of the file; ``x`` and ``y`` are as of :class:`Arrays`.
         splits: ``{"train": [...], "val": [...], "test": [...]}``, with the classes as text, or a JSON file with that;
             if not given, the split is drawn and kept in ``<path>.splits.json``, which is never changed.
         seed, train_transforms, test_transforms: as of :class:`Arrays`.
-
-    Raises:
-        DataError: the file cannot be read, or the splits are of other classes.
     """
+
+    name = "arrays"
 
     def __init__(
         self,
@@ -353,19 +352,33 @@ class ArrayFile(Arrays):
         train_transforms: list[Transform] | None = None,
         test_transforms: list[Transform] | None = None,
     ) -> None:
-        file = Path(path).expanduser()
+        self.path = Path(path).expanduser()
+        self.name = self.path.stem
+        self.splits = f"{self.path}.splits.json" if splits is None else splits
+        self.seed = seed
+        self.train_transforms = train_transforms or []
+        self.test_transforms = test_transforms or []
+
+    @cached_property
+    def _arrays(self) -> Arrays:
         try:
-            with np.load(file, allow_pickle=False) as arrays:
+            with np.load(self.path, allow_pickle=False) as arrays:
                 x, y = arrays["x"], arrays["y"]
         except (OSError, ValueError, KeyError, EOFError, TypeError) as error:
-            raise DataError(f"cannot read {file}: {error}; write it by numpy.savez(path, x=x, y=y)") from error
-        kept = f"{file}.splits.json" if splits is None else splits
-        super().__init__(x, y, kept, seed, file.stem, train_transforms, test_transforms)
-        self.path = file
+            raise DataError(f"cannot read {self.path}: {error}; write it by numpy.savez(path, x=x, y=y)") from error
+        return Arrays(x, y, self.splits, self.seed, self.name, self.train_transforms, self.test_transforms)
 
-    def location(self) -> str:
-        """Return in words where the file is."""
-        return f"in {self.path}"
+    def split(self, split: Split) -> TaskSource:
+        """Return the classes of one split, in the order in which they are first seen.
+
+        Raises:
+            DataError: there is no such split, the file cannot be read, or the splits are of other classes.
+        """
+        return self._arrays.split(split)
+
+    def location(self) -> str | None:
+        """Return in words where the file is, or ``None`` if it is not there."""
+        return f"in {self.path}" if self.path.is_file() else None
 
 
 def _examples(x: Any, title: str) -> Tensor:

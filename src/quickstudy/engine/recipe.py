@@ -44,7 +44,7 @@ class Training:
         chunk: most tasks at a time (less memory); no bound if not given.
         together: train several seeds as one job, or in turn; by timing if not given.
         trace: run updates as a flat program, traced once: the same numbers (large perceptrons on a CPU: to rounding),
-            faster after a second or two.
+            faster after some seconds of tracing.
     """
 
     task: TaskShape
