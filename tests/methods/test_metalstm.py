@@ -384,7 +384,6 @@ def test_value_and_gradient(second_order: bool) -> None:
         ({"batch_size": 0}, "batch_size 0"),
         ({"momentum": 0.0}, "momentum 0.0"),
         ({"momentum": 1.5}, "momentum 1.5"),
-        ({"gates": "open"}, "wide or narrow, not 'open'"),
     ],
 )
 def test_settings_that_make_no_sense(settings: dict, message: str) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, ReduceLROnPlateau
 
+from quickstudy.choices import check_choices
 from quickstudy.data.base import SPLITS, Dataset, Split, generator
 from quickstudy.data.embeddings import Layout, grouped, write_embeddings
 from quickstudy.data.images import ImageClasses
@@ -62,6 +63,7 @@ class Pretraining:
     precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
+        check_choices("train.", Pretraining, vars(self))
         if self.epochs < 1 or self.batch < 2:
             raise RecipeError(
                 f"train.epochs is at least 1, train.batch at least 2 images; got {self.epochs} and {self.batch}"

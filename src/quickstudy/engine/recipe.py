@@ -18,6 +18,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from quickstudy.choices import check_choices
 from quickstudy.data.base import Dataset
 from quickstudy.errors import RecipeError, suggest
 from quickstudy.methods import Method
@@ -63,6 +64,7 @@ class Training:
     trace: bool = True
 
     def __post_init__(self) -> None:
+        check_choices("train.", Training, vars(self))
         if self.meta_batch < 1 or self.updates < 0 or (self.chunk is not None and self.chunk < 1):
             raise RecipeError(
                 "meta_batch and chunk are at least 1, and updates at least 0 (only tested); "

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from quickstudy.choices import choices_checked
 from quickstudy.errors import RecipeError
 from quickstudy.nn import Statistics, adopt, recorded, replayed
 from quickstudy.task import Support, Task
@@ -52,8 +53,18 @@ class Method(nn.Module, ABC):
     calibration_tasks: int = 0
     """How many meta-training tasks :meth:`calibrate` is to be shown before a test."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = choices_checked(cls.__init__)
+
     def __init__(self, backbone: nn.Module, norm: Norm = "batch") -> None:
         super().__init__()
+        if not isinstance(backbone, nn.Module):
+            raise RecipeError(
+                f"the backbone of {type(self).__name__} is a network (a torch.nn.Module, such as Conv4()), not "
+                f"{backbone!r}"
+            )
         self.backbone = backbone
         self.set_norm(norm)
 

@@ -97,8 +97,6 @@ class MetaLSTM(Method):
             raise RecipeError(f"MetaLSTM takes at least one example a step, not batch_size {batch_size}")
         if not 0 < momentum <= 1:
             raise RecipeError(f"the newest statistics have a weight above 0 and up to 1, not momentum {momentum}")
-        if gates not in ("wide", "narrow"):
-            raise RecipeError(f"MetaLSTM draws its gates wide or narrow, not {gates!r}")
         self.steps = steps
         self.test_steps = steps if test_steps is None else test_steps
         self.batch_size = batch_size

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._C._functorch import TransformType, get_interpreter_stack
 
+from quickstudy.choices import choices_checked
 from quickstudy.errors import BackboneError
 
 Statistics = list[tuple[Tensor, Tensor]]
@@ -72,6 +73,7 @@ class BatchNorm(nn.Module):
             them until version 1.1 of 2019, and with it much of what was published until then.
     """
 
+    @choices_checked
     def __init__(self, channels: int, eps: float = 1e-5, scale: Scale = "ones") -> None:
         super().__init__()
         self.eps = eps
