@@ -83,7 +83,9 @@ def test_what_the_caller_has_stays_as_it_is() -> None:
     parts = {"dataset": given.dataset, "method": given.method, "test": testing_, "validation": validation}
     for shot in (4, 7):
         made = qs.Recipe(**parts, train=qs.Training(qs.TaskShape(None, shot, 5)))
-        assert made.test.task == made.validation.task == qs.TaskShape(None, shot, 5)
+        assert made.test_task == made.validation_task == qs.TaskShape(None, shot, 5)
+        longer = replace(made, train=replace(made.train, task=qs.TaskShape(None, 9, 3)))
+        assert longer.test_task == longer.validation_task == qs.TaskShape(None, 9, 3)
 
 
 def test_what_learns_nothing_is_only_tested() -> None:

@@ -47,12 +47,12 @@ def test_single_settings_of_what_a_recipe_leaves_out_are_overridden() -> None:
         ]
     )
     whole = engine.instantiate(parse_recipe(bare))
-    assert (whole.test.task, whole.validation.task) == (TaskShape(5, 1, 15), TaskShape(5, 1, 15))
+    assert (whole.test_task, whole.validation_task) == (TaskShape(5, 1, 15), TaskShape(5, 1, 15))
     changed = engine.instantiate(parse_recipe(bare, ["--test.task.queries=4", "--train.task.shot=3"]))
-    assert (changed.test.task, changed.validation.task) == (TaskShape(5, 3, 4), TaskShape(5, 3, 4))
+    assert (changed.test_task, changed.validation_task) == (TaskShape(5, 3, 4), TaskShape(5, 3, 4))
     both = parse_recipe(bare, ["--validation.task.way=2", "--test.task.queries=4", "--optimizer.lr=0.5"])
     made = engine.instantiate(both)
-    assert (made.test.task, made.validation.task) == (TaskShape(5, 1, 4), TaskShape(2, 1, 4))
+    assert (made.test_task, made.validation_task) == (TaskShape(5, 1, 4), TaskShape(2, 1, 4))
     parameter = torch.nn.Parameter(torch.zeros(1))
     for settings, lr in ((both, 0.5), (parse_recipe(bare), 1e-3)):
         optimizer = engine.instantiate(settings).optimizer([parameter])
@@ -69,9 +69,9 @@ def test_a_dumped_recipe_reads_back_the_same() -> None:
 
 def test_task_sizes_that_are_not_given() -> None:
     recipe = engine.instantiate(parse_recipe(SINE))
-    assert recipe.validation.task == recipe.test.task == recipe.train.task
+    assert recipe.validation_task == recipe.test_task == recipe.train.task
     recipe = engine.instantiate(parse_recipe(recipe_text("omniglot/protonet-mlp-5w1s"), ["--train.task.queries=3"]))
-    assert recipe.test.task == TaskShape(5, 1, 15)
+    assert recipe.test_task == TaskShape(5, 1, 15)
 
 
 @pytest.mark.parametrize(

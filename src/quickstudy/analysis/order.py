@@ -58,8 +58,7 @@ def order_spread(run: Run, *, tasks: int = 200, orders: int = 20, device: str = 
         device: where to compute.
     """
     recipe = instantiate(parse_recipe(run.recipe_text))
-    shape = recipe.test.task
-    assert shape is not None
+    shape = recipe.test_task
     source = recipe.dataset.split("test").to(device)
     draws = torch.Generator().manual_seed(0)
     count = shape.shot * (shape.way or 1)

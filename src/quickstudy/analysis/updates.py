@@ -103,7 +103,6 @@ def learned_updates(
         raise RecipeError(f"{run.name} trained {type(recipe.method).__name__}; learned updates are those of OPLSTM")
     seeds, size = run.info["seeds"], recipe.validation.tasks
     count = min(size, tasks or size)
-    assert recipe.validation.task is not None
     validations = run.validations()
     if not validations:
         raise RecipeError(f"{run.folder} has kept no weights of its validations; train it with --validation.keep true")
@@ -117,7 +116,7 @@ def learned_updates(
             result, chunk = evaluate(
                 Models([method]),
                 source,
-                recipe.validation.task,
+                recipe.validation_task,
                 [seed],
                 tasks=count,
                 first=number * size,

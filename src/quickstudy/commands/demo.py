@@ -54,8 +54,7 @@ def demo(out: Path = Path("runs/demo"), device: str = "auto", *, settings: list[
         run = engine.train(parsed, out, name=RECIPE, device=device, overwrite=True, listener=bar)
 
     result = test_run(run, Wish(), device)
-    shape, seed = recipe.test.task, run.info["seeds"][0]
-    assert shape is not None
+    shape, seed = recipe.test_task, run.info["seeds"][0]
     assert shape.way is not None
     task = unseen.tasks(shape, 0, 1, seed=seed)[0]
     pixels = engine.Models([NearestNeighbour().build(task)])

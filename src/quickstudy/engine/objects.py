@@ -108,8 +108,7 @@ def meta_test(
         DataError: the data is not on this machine, or too little for the tasks.
     """
     device = pick_device(device)
-    shape, count = task or recipe.test.task, recipe.test.tasks if tasks is None else tasks
-    assert shape is not None
+    shape, count = task or recipe.test_task, recipe.test.tasks if tasks is None else tasks
     if on is not None and getattr(on, "test_transforms", None):
         raise RecipeError(
             f"the images of {on.name} get the transforms of {recipe.dataset.name}: make it without its own"

@@ -6,7 +6,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from pydoc import locate
@@ -174,11 +174,15 @@ class Recipe:
         """
         return instantiate(parse_recipe(recipe_text(name), overrides))
 
-    def __post_init__(self) -> None:
-        if self.test.task is None:
-            self.test = replace(self.test, task=testing_task(self.train.task))
-        if self.validation.task is None:
-            self.validation = replace(self.validation, task=self.test.task)
+    @property
+    def test_task(self) -> TaskShape:
+        """Size of the tasks of the test, given or not."""
+        return self.test.task or testing_task(self.train.task)
+
+    @property
+    def validation_task(self) -> TaskShape:
+        """Size of the tasks of a validation, given or not."""
+        return self.validation.task or self.test_task
 
 
 def testing_task(task: TaskShape | Namespace) -> TaskShape:

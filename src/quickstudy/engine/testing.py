@@ -207,9 +207,7 @@ def _tested(
     on = wish.on or recipe.dataset.name
     own = on == recipe.dataset.name
     dataset = recipe.dataset if own else dataset_entry(on).load()()
-    own_shape = recipe.test.task
-    assert own_shape is not None
-    shape = _shape(own_shape, wish)
+    shape = _shape(recipe.test_task, wish)
     tasks = recipe.test.tasks if wish.tasks is None else wish.tasks
     first = methods[seeds[0]]
     as_trained = {"norm": first.norm, "steps": first.test_steps}
@@ -230,7 +228,7 @@ def _tested(
         "weights": weights[0],
     }
     planned = {
-        **dataclasses.asdict(own_shape),
+        **dataclasses.asdict(recipe.test_task),
         "tested_on": recipe.dataset.name,
         "tasks": recipe.test.tasks,
         "weights": weights[1],

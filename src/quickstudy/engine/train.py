@@ -141,8 +141,7 @@ class Group:
         self.optimizer = self._optimizer()
         self.schedule = self.recipe.schedule(self.optimizer) if self.recipe.schedule else None
         self.sources = {split: self.recipe.dataset.split(split).to(self.device) for split in ("train", "val")}
-        assert self.recipe.validation.task is not None
-        self.methods[0].check(self.sources["val"].tasks(self.recipe.validation.task, 0, 1, seed=self.seeds[0])[0])
+        self.methods[0].check(self.sources["val"].tasks(self.recipe.validation_task, 0, 1, seed=self.seeds[0])[0])
         self.higher_is_better = self.recipe.dataset.metric == "accuracy"
         self.updates = 0
         self.seconds = 0.0
@@ -304,12 +303,11 @@ class Group:
         The training loss of a row is the mean over the updates since the last validation.
         """
         settings = self.recipe.validation
-        assert settings.task is not None
         number = len(self.history) // len(self.seeds)
         results, self.chunks["val"] = evaluate(
             self.models,
             self.sources["val"],
-            settings.task,
+            self.recipe.validation_task,
             self.seeds,
             tasks=settings.tasks,
             first=number * settings.tasks,
