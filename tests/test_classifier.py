@@ -20,13 +20,18 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import cross_val_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from torch import nn
 
+import quickstudy as qs
 from quickstudy import FewShotClassifier, engine, methods
+from quickstudy.data import Arrays, Normalise
+from quickstudy.data.base import SPLITS
+from quickstudy.engine.job import Quiet
 from quickstudy.errors import DataError, InputError, RecipeError, TrainingError
 from quickstudy.methods import Method
 from quickstudy.methods.inner import SGD
 from quickstudy.nn import MLP, Conv4
-from quickstudy.task import Task
+from quickstudy.task import Task, TaskShape
 
 WAY, SIDE = 3, 8
 
@@ -392,6 +397,50 @@ def test_other_mistakes(tmp_path: Path, photos: dict[str, list[Path]]) -> None:
     regression = methods.MAML(MLP([8])).build(Task(points, points, points, points))
     with pytest.raises(InputError, match="regression, which has no classes"):
         FewShotClassifier(regression).fit([[0.0], [1.0]], ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind"),
+    [
+        ((64,), "bytes"),
+        ((8, 8), "bytes"),
+        ((1, 8, 6), "bytes"),
+        ((8, 6, 3), "bytes"),
+        ((1, 8, 8), "bytes"),
+        ((1, 8, 8), "integers"),
+        ((1, 8, 8), "small"),
+        ((1, 8, 8), "normal"),
+        ((2, 8, 8), "normal"),
+        ((3, 5), "integers"),
+    ],
+)
+def test_arrays_are_seen_as_in_training(shape: tuple[int, ...], kind: str) -> None:
+    x: Any = np.random.default_rng(0).integers(0, 256, (60, *shape), dtype=np.uint8)
+    if kind != "bytes":
+        x = {"integers": x.astype(np.int64), "small": x / 1e6, "normal": x / 64 - 2}[kind]
+    y, task, images = np.arange(60) // 6, TaskShape(2, 5, 1), len(shape) == 3 or (kind == "bytes" and len(shape) == 2)
+    choices: list[list[Any]] = [[], [Normalise([0.5], [0.2])]]
+    for transforms in choices[: 1 + images]:
+        dataset = Arrays(x, y, train_transforms=transforms, test_transforms=transforms)
+        method = methods.ProtoNet(nn.Sequential(nn.Flatten(), nn.LazyLinear(4)))
+        test = qs.Testing(2, TaskShape(2, 1, 1))
+        recipe = qs.Recipe(dataset, method, qs.Training(task, updates=1), qs.Validation(tasks=2), test)
+        trained, _ = qs.meta_train(recipe, device="cpu", listener=Quiet())
+        known = FewShotClassifier(trained).fit(x, y).support_.x.double().flatten(1)
+        for split in SPLITS:
+            seen = dataset.split(split).tasks(task, 0, 3, seed=0).support_x.double().flatten(0, 1).flatten(1)
+            assert torch.cdist(seen, known, compute_mode="donot_use_mm_for_euclid_dist").amin(1).max() < 1e-5
+        other = Arrays(x, y, name="other")
+        assert qs.meta_test(trained, recipe, on=other, device="cpu") == qs.meta_test(trained, recipe, device="cpu")
+
+
+def test_a_fit_that_fails_leaves_nothing_half_learned() -> None:
+    x = pictures(12)
+    classifier = FewShotClassifier(built("ProtoNet")).fit(x, KINDS)
+    with pytest.raises(DataError):
+        classifier.fit([x[0], "nowhere.png"], ["rocket", "whale"])
+    with pytest.raises(NotFittedError):
+        classifier.predict(x)
 
 
 def test_arrays_of_more_axes_are_taken_as_they_are() -> None:

@@ -17,6 +17,8 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
 from torch import Tensor, nn
 
+from quickstudy.data.own import examples
+from quickstudy.data.reader import ArrayReader
 from quickstudy.engine.checkpoint import load_weights, save_weights
 from quickstudy.engine.evaluate import pick_device
 from quickstudy.engine.trained import FILES as MODEL_FILES
@@ -42,8 +44,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     For a model that was trained on images, ``X`` is a list of pictures (paths, images of Pillow, or arrays of pixels in
     any mix), or one array of them; they are brought to the colours, the size and the range of values that it knows. For
-    any other ``X`` is an array of numbers ``[n, ...]``, which are taken as they are. There may be any number of
-    examples of each class, and of classes, unless the parameters of the method depend on the number of classes.
+    any other ``X`` is an array ``[n, ...]``, taken as :class:`~quickstudy.data.Arrays` takes one. There may be any
+    number of examples of each class, and of classes, unless the parameters of the method depend on the number of
+    classes.
 
     Args:
         model: the folder of a run, of ``quickstudy embed`` (then the nearest centroid on its backbone) or of a saved
@@ -96,12 +99,13 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             DataError: an image file cannot be read.
             ValueError: as of any classifier of scikit-learn.
         """
+        vars(self).pop("support_", None)  # what it had learned: not to be mixed with what follows, should this fail
         if self.batch_size < 1:
             raise InputError(f"batch_size is at least 1, not {self.batch_size}")
         self.model_ = self._opened()
         if self.model_.shape is not None and self.model_.method.way is None:
             raise InputError("the model has learned regression, which has no classes: choose another")
-        if self.model_.reader is None:
+        if isinstance(self.model_.reader, ArrayReader):
             X, y = validate_data(self, _numbers(X), y, dtype=[np.float64, np.float32], allow_nd=True)
         else:
             X, y = _pictures(X), column_or_1d(y, warn=True)
@@ -126,7 +130,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             ValueError: as of any classifier of scikit-learn.
         """
         check_is_fitted(self, "support_")
-        if self.model_.reader is None:
+        if isinstance(self.model_.reader, ArrayReader):
             X = validate_data(self, _numbers(X), dtype=[np.float64, np.float32], allow_nd=True, reset=False)
         else:
             X = _pictures(X)
@@ -217,7 +221,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         model = folder if (folder / MODEL_FILES[0]).is_file() else None
         classifier = cls(model, norm=norm, batch_size=batch_size, device=device)
         classifier.classes_, classifier.model_ = np.array(classes, dtype=dtype), classifier._opened()
-        if classifier.model_.reader is None:
+        if isinstance(classifier.model_.reader, ArrayReader):
             classifier.n_features_in_ = examples["x"].shape[1]
         if columns is not None:
             classifier.feature_names_in_ = np.array(columns, dtype=object)
@@ -231,6 +235,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             return copy.deepcopy(self.model)
         if isinstance(self.model, Method):
             return Trained.of(copy.deepcopy(self.model))
+        if not isinstance(self.model, str | os.PathLike):
+            raise RecipeError(
+                "a model is the folder of one, a method (such as ProtoNet(Conv4())), or what meta_train returns first "
+                f"(trained, history = meta_train(recipe)), not {type(self.model).__name__}"
+            )
         return Trained.open(os.fspath(self.model), self.seed)
 
     def _learn(self, support: Support) -> Self:
@@ -254,8 +263,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     def _inputs(self, X: Any) -> Tensor:
         """Return examples as the model sees them, ``[n, ...]``, of the shape that it reads."""
-        reader, shape = self.model_.reader, self.model_.shape
-        x = torch.tensor(X) if reader is None else reader(X)
+        x, shape = self.model_.reader(X), self.model_.shape
         if shape is not None and x.shape[1:] != shape:
             expected, got = ([*lengths] for lengths in (shape, x.shape[1:]))
             raise InputError(f"the model reads examples of shape {expected}; X has examples of shape {got}")
@@ -273,10 +281,12 @@ def _pictures(X: Any) -> Sequence[Any] | np.ndarray | Tensor:
 
 
 def _numbers(X: Any) -> Any:
-    """Return ``X``, which is to be an array of numbers, unless it is pictures."""
+    """Return ``X``, which is to be an array of numbers and no pictures; images in bytes as datasets hold them."""
     if isinstance(X, list | tuple) and X and isinstance(X[0], str | os.PathLike | Image.Image):
         raise InputError(
             "this model reads arrays of numbers [n, ...], and X holds pictures: give a model that was trained on "
             "images, such as FewShotClassifier('runs/demo'), which `quickstudy demo` makes"
         )
+    if isinstance(X, np.ndarray | Tensor) and str(X.dtype).endswith("uint8") and X.ndim in (3, 4):
+        return examples(X, "X").to(torch.float32).mul_(1 / 255).numpy()
     return X

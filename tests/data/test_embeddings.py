@@ -146,6 +146,15 @@ def test_no_class_is_in_two_splits(tmp_path: Path) -> None:
         Embeddings(train_on_val=True, root=str(tmp_path)).split("train")
 
 
+def test_classes_may_be_numbers_and_rows_are_finite(tmp_path: Path) -> None:
+    rows = vectors(2, 2)
+    for labels in ([0, 0, 1, 1], np.array([0, 0, 1, 1]), torch.tensor([0, 0, 1, 1])):
+        write_embeddings(str(tmp_path), "val", rows, labels)
+        assert read_embeddings(tmp_path, "val")[1] == ["0", "0", "1", "1"]
+    with pytest.raises(DataError, match="finite"):
+        write_embeddings(tmp_path, "val", rows / 0, [0, 0, 1, 1])
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

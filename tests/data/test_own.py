@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from helpers import read_twice, write_class_folders
 from PIL import Image
 from torch.utils.data import Dataset as TorchDataset
-from torch.utils.data import TensorDataset
+from torch.utils.data import IterableDataset, TensorDataset
 
 from quickstudy.data import (
     ArrayFile,
@@ -28,7 +28,7 @@ from quickstudy.data import (
     TransformedTasks,
 )
 from quickstudy.data.base import SPLITS
-from quickstudy.data.reader import PictureReader
+from quickstudy.data.reader import reader_of
 from quickstudy.data.splitting import draw_split
 from quickstudy.engine.recipe import instantiate, parse_recipe
 from quickstudy.errors import DataError
@@ -189,7 +189,7 @@ def test_photographs_are_packed_as_they_are_read_for_a_prediction(tmp_path: Path
         source = data.split(split)
         assert isinstance(source, ImageClasses)
         found |= {name: source.of_class(c)[0].numpy() for c, name in enumerate(source.names)}
-    reader = PictureReader.of((3, 8, 8), data)
+    reader = reader_of((3, 8, 8), data)
     assert reader is not None
     for path in paths:
         assert np.array_equal(found[path.parent.name], reader.pixels(path))
@@ -221,6 +221,9 @@ def test_a_list_of_files(pets: Path) -> None:
     assert names_of(ImageList(pairs, GIVEN, image_size=8)) == {split: set(names) for split, names in GIVEN.items()}
     with pytest.raises(DataError, match="No such file or directory; add or remove it"):
         ImageList([*pairs, ("none.jpg", NAMES[0])], image_size=8).prepare()
+    assert ImageList(zip(*zip(*pairs)), image_size=8).images == pairs  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="a list of images is one of pairs"):
+        ImageList([path for path, _ in pairs])  # type: ignore[misc]
     assert not list(pets.parent.glob("*.json"))
 
 
@@ -292,11 +295,17 @@ def test_arrays_are_a_dataset(x: Any, shape: tuple[int, ...], y: Any) -> None:
         ([np.zeros(3), np.zeros(4)], [0, 1], "numbers of one shape"),
         (np.zeros((2, 4)), np.eye(2), r"the classes are to be \[n\], numbers or names; got \[2, 2\]"),
         (np.zeros((2, 4)), [0, 1], "2 classes cannot be split"),
+        (np.zeros((2, 9, 9, 4), np.uint8), [0, 1], r"1 or 3 channels; got \[2, 9, 9, 4\]: leave transparency out"),
     ],
 )
 def test_arrays_that_do_not_fit(x: Any, y: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         Arrays(x, y)
+
+
+def test_bytes_that_are_no_images_are_numbers() -> None:
+    x = np.arange(42 * 5, dtype=np.uint8).reshape(42, 5)
+    assert torch.equal(Arrays(x, Y).x, torch.from_numpy(x).float())
 
 
 def test_arrays_may_be_transformed() -> None:
@@ -333,6 +342,14 @@ def test_any_torch_dataset_is_one() -> None:
         "test"
     )
     assert isinstance(pictures, ImageClasses)
+
+    class Stream(IterableDataset):
+        def __iter__(self) -> Iterator[tuple[torch.Tensor, int]]:
+            return zip(x, Y)
+
+    assert names_of(Arrays.from_dataset(Stream(), seed=1)) == names_of(data)
+    with pytest.raises(DataError, match="are to be pairs, each an example and its class"):
+        Arrays.from_dataset(TensorDataset(x))
     assert pictures.images[:, 0, 0, 0].tolist() == [3, 7, 11]
     with pytest.raises(DataError, match=r"of one shape; got \(8, 8, 3\), \(9, 8, 3\): resize or crop them"):
         Arrays.from_dataset(Pictures())
@@ -359,7 +376,8 @@ def test_a_file_of_arrays_in_a_recipe(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [None, b"", b"no zip", {"x": np.zeros((2, 2))}, {"x": np.array([{}]), "y": np.zeros(1)}]
+    "content",
+    [None, b"", b"no zip", b"PK\x03\x04 cut", {"x": np.zeros((2, 2))}, {"x": np.array([{}]), "y": np.zeros(1)}],
 )
 def test_a_file_without_arrays(tmp_path: Path, content: Any) -> None:
     path = tmp_path / "mine.npz"

@@ -15,7 +15,7 @@ from quickstudy import data, engine
 from quickstudy.engine import testing
 from quickstudy.engine.checkpoint import tensors_of
 from quickstudy.engine.job import Quiet
-from quickstudy.errors import RecipeError, TrainingError
+from quickstudy.errors import BackboneError, DataError, RecipeError, TrainingError
 from quickstudy.methods import MAML, NearestNeighbour, ProtoNet
 from quickstudy.nn import MLP, Conv4
 
@@ -95,6 +95,43 @@ def test_what_learns_nothing_is_only_tested() -> None:
     assert qs.meta_test(given.method, given).count == 10
     with pytest.raises(RecipeError, match="ProtoNet has to be trained before it is tested, by meta_train"):
         qs.meta_test(recipe(GLYPHS).method, given)
+
+
+def test_arguments_that_are_something_else() -> None:
+    given = recipe(GLYPHS, "--train.updates=0")
+    trained = qs.meta_train(given, device=torch.device("cpu"), listener=Quiet())  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match=r"a recipe is a quickstudy.Recipe, not 'glyphs/x'; Recipe.named"):
+        qs.meta_train("glyphs/x")  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match=r"meta_train returns first .*, not tuple"):
+        qs.meta_test(trained, given)  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match="not tuple"):
+        qs.FewShotClassifier(trained).fit([[0.0], [1.0]], [0, 1])  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match="one after the other, as in 'glyphs/protonet-conv4-5w1s', '--train"):
+        qs.Recipe.named("glyphs/protonet-conv4-5w1s", ["--train.updates=1"])  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="a seed is a whole number from zero up, not -1"):
+        qs.meta_test(trained[0], given, seed=-1)
+    with pytest.raises(RecipeError, match=r"the schedule cannot be built: .*step_size.*functools.partial"):
+        qs.meta_train(replace(given, schedule=torch.optim.lr_scheduler.StepLR))  # type: ignore[arg-type]
+
+
+def test_a_method_that_was_built_for_other_tasks_than_are_to_be_trained_on() -> None:
+    given = recipe(GLYPHS)
+    two = replace(given, train=replace(given.train, task=qs.TaskShape(2, 1, 1)), test=qs.Testing(10))
+    method, _ = qs.meta_train(replace(two, method=MAML(Conv4(4))), listener=Quiet())
+    three = replace(two.train, task=qs.TaskShape(3, 1, 1))
+    given = replace(two, method=method.method, train=three, test=qs.Testing(10, qs.TaskShape(2, 1, 1)))
+    with pytest.raises(RecipeError, match="built for 2-way tasks and cannot take 3-way ones"):
+        qs.meta_train(given, listener=Quiet())
+
+
+def test_a_method_is_not_built_by_a_build_that_fails() -> None:
+    method = MAML(Conv4(4, blocks=9))
+    task = recipe(GLYPHS).dataset.split("train").tasks(qs.TaskShape(2, 1, 1), 0, 1, seed=0)[0]
+    with pytest.raises(BackboneError):
+        method.build(task)
+    assert not method.built
+    method.backbone = Conv4(4)
+    assert method.build(task).built
 
 
 def test_objects_that_no_file_names() -> None:

@@ -113,6 +113,12 @@ def test_nearest_centroids_of_simpleshot_by_hand(task: Task) -> None:
         torch.testing.assert_close(simple(task, normalise), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_distances_do_not_depend_on_where_everything_is() -> None:
+    queries, points = torch.rand(5, 64), torch.rand(4, 64)
+    near, far = (distances(queries + offset, points + offset, "euclidean") for offset in (0.0, 1e4))
+    assert torch.allclose(near, far, atol=0.1)  # and not a thousand apart: floats near 1e4 are 0.001 apart
+
+
 def test_a_temperature_divides_distances(task: Task) -> None:
     plain, cold = (built_with(task, temperature) for temperature in (1.0, 0.25))
     torch.testing.assert_close(cold, 4 * plain)

@@ -47,6 +47,11 @@ class Dataset(ABC):
     ink: ClassVar[bool] = False
     """Whether the images are of characters, bright on dark."""
 
+    @property
+    def pictures(self) -> bool:
+        """Whether images of tasks are pictures with values from 0 to 1, of which any picture can be made one."""
+        return True
+
     @abstractmethod
     def split(self, split: Split) -> TaskSource:
         """Return the source of the tasks of one split.
@@ -101,5 +106,11 @@ def split_title(dataset: str, split: Split) -> str:
 
 
 def generator(seed: int, *stream: int) -> np.random.Generator:
-    """Return the generator of one stream of draws; it depends on its arguments alone."""
+    """Return the generator of one stream of draws; it depends on its arguments alone.
+
+    Raises:
+        DataError: the seed is below zero.
+    """
+    if seed < 0:
+        raise DataError(f"a seed is a whole number from zero up, not {seed}")
     return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, *stream))))

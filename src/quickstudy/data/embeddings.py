@@ -6,7 +6,7 @@ import json
 import pickle
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -158,10 +158,10 @@ class Embeddings(Dataset):
 
 
 def write_embeddings(
-    folder: Path,
+    folder: str | Path,
     split: str,
     embeddings: np.ndarray | Tensor,
-    names: Sequence[str],
+    names: Sequence[Any] | np.ndarray | Tensor,
     layout: Layout = "own",
 ) -> Path:
     """Write the embeddings of one split, the whole file or nothing, and return its path.
@@ -170,7 +170,7 @@ def write_embeddings(
         folder: where; made if need be.
         split: ``train``, ``val`` or ``test``.
         embeddings: ``[n, D]``, a row for each image.
-        names: the class of each row.
+        names: the class of each row, a word or a number.
         layout: ``own``: ``<split>.safetensors`` with ``embeddings`` (float32) and ``labels`` (int64), and the list of
             class names as JSON in its metadata. ``leo``: ``<split>_embeddings.pkl``, for the code of LEO's authors.
 
@@ -181,8 +181,11 @@ def write_embeddings(
     if split not in SPLITS or layout not in get_args(Layout):
         raise DataError(f"embeddings are of train, val or test, in layout own or leo; got {split!r}, {layout!r}")
     rows = torch.as_tensor(embeddings).detach().to("cpu", torch.float32).contiguous()
+    names = [str(name) for name in (names.tolist() if isinstance(names, np.ndarray | Tensor) else names)]
     if rows.dim() != 2 or len(rows) != len(names) or not len(rows):
         raise DataError(f"there is a class name for each row of [n, D]; got {[*rows.shape]} and {len(names)} names")
+    if not torch.isfinite(rows).all():
+        raise DataError("embeddings are finite numbers, and these are not all")
     if layout == "own":
         classes = {name: label for label, name in enumerate(dict.fromkeys(names))}
         tensors = {"embeddings": rows, "labels": torch.tensor([classes[name] for name in names])}
@@ -194,7 +197,7 @@ def write_embeddings(
         keys = [f"{number}-{name}-{name}_{number}" for number, name in enumerate(names)]
         blob = pickle.dumps({"embeddings": rows.numpy(), "keys": np.array(keys)}, protocol=2)
         blob = blob.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")  # for NumPy 1, as theirs was
-    return write_file(folder / FILES[layout].format(split), lambda file: file.write(blob))
+    return write_file(Path(folder) / FILES[layout].format(split), lambda file: file.write(blob))
 
 
 def read_embeddings(folder: Path, split: str, layout: Layout = "own") -> Rows:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -32,7 +34,7 @@ Splits = str | dict[str, list[str]] | None
 
 
 class OwnImages(ClassFolders):
-    """Your own images, packed again whenever a file or the split of a class has changed.
+    """Your own images, packed again when a file or the split of a class has changed since; one object looks once.
 
     Photographs are turned as their EXIF orientation says.
 
@@ -180,7 +182,7 @@ class ImageList(OwnImages):
     """Your own images, as a list of files with their labels.
 
     Args:
-        images: path and label of each image.
+        images: pairs: path and label of each image.
         splits: ``{"train": [...], "val": [...], "test": [...]}``, or a JSON file with that, which is made if it is not
             there; if not given, 60, 20 and 20 % of the classes are drawn.
         seed: of the draw.
@@ -200,7 +202,9 @@ class ImageList(OwnImages):
         train_transforms: list[Transform] | None = None,
         test_transforms: list[Transform] | None = None,
     ) -> None:
-        self.images = images
+        self.images = [*images]
+        if not all(isinstance(image, Sequence) and len(image) == 2 for image in self.images):
+            raise DataError(f"{name}: a list of images is one of pairs, each the path of an image and its label")
         self.splits = splits
         self.seed = seed
         super().__init__(name, image_size, resize, train_transforms, test_transforms)
@@ -257,8 +261,9 @@ class Arrays(Dataset):
     """Your own examples, in memory.
 
     Args:
-        x: images, uint8 ``[n, H, W]``, ``[n, H, W, C]`` or ``[n, C, H, W]``, which tasks hold as floats in [0, 1]; or
-            any numbers ``[n, ...]``, which tasks hold as float32, and as they are.
+        x: images, uint8 ``[n, H, W]``, or ``[n, H, W, C]`` or ``[n, C, H, W]`` of 1 or 3 channels, which tasks hold as
+            floats in [0, 1]; or any numbers ``[n, ...]``, which tasks hold as float32, and as they are. Pictures to
+            predict may be files only if these are images too: uint8, or floats from 0 to 1.
         y: the class of each, ``[n]``: numbers or names.
         splits: ``{"train": [...], "val": [...], "test": [...]}``, with the classes as text, or a JSON file with that,
             which is made if it is not there; if not given, 60, 20 and 20 % of the classes are drawn.
@@ -284,7 +289,7 @@ class Arrays(Dataset):
         test_transforms: list[Transform] | None = None,
     ) -> None:
         self.name = name
-        self.x = _examples(x, name)
+        self.x = examples(x, name)
         if np.ndim(y) != 1:
             raise DataError(f"{name}: the classes are to be [n], numbers or names; got {[*np.shape(y)]}")
         self.y = [str(label) for label in (y.tolist() if isinstance(y, np.ndarray | Tensor) else y)]
@@ -293,6 +298,11 @@ class Arrays(Dataset):
         self.split_of = splits_of(self.y, splits, seed, name)
         self.train_transforms = train_transforms or []
         self.test_transforms = test_transforms or []
+
+    @property
+    def pictures(self) -> bool:
+        """Whether these are images, and not numbers of another range."""
+        return self.x.dtype == torch.uint8 or bool(self.x.min() >= 0 and 0.5 < self.x.max() <= 1)
 
     @classmethod
     def from_dataset(cls, dataset: Iterable[tuple[Any, Any]], **settings: Any) -> Arrays:
@@ -305,9 +315,13 @@ class Arrays(Dataset):
         Raises:
             DataError: they are not of one shape, or not at least one.
         """
-        items = (dataset[i] for i in range(len(dataset))) if hasattr(dataset, "__getitem__") else dataset  # type: ignore
+        indexed = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+        items = (dataset[i] for i in range(len(dataset))) if indexed else dataset  # type: ignore
         x, y = [], []
-        for example, label in items:
+        for item in items:
+            if not isinstance(item, Sequence) or len(item) != 2:
+                raise DataError("the items of a dataset are to be pairs, each an example and its class")
+            example, label = item
             x.append(example if isinstance(example, Tensor) else torch.from_numpy(np.array(example)))
             y.append(label.item() if isinstance(label, Tensor | np.generic) else label)
         shapes = sorted({tuple(example.shape) for example in x})
@@ -364,7 +378,7 @@ class ArrayFile(Dataset):
         try:
             with np.load(self.path, allow_pickle=False) as arrays:
                 x, y = arrays["x"], arrays["y"]
-        except (OSError, ValueError, KeyError, EOFError, TypeError) as error:
+        except (OSError, ValueError, KeyError, EOFError, TypeError, BadZipFile, zlib.error) as error:
             raise DataError(f"cannot read {self.path}: {error}; write it by numpy.savez(path, x=x, y=y)") from error
         return Arrays(x, y, self.splits, self.seed, self.name, self.train_transforms, self.test_transforms)
 
@@ -376,12 +390,17 @@ class ArrayFile(Dataset):
         """
         return self._arrays.split(split)
 
+    @property
+    def pictures(self) -> bool:
+        """As of :class:`Arrays`."""
+        return self._arrays.pictures
+
     def location(self) -> str | None:
         """Return in words where the file is, or ``None`` if it is not there."""
         return f"in {self.path}" if self.path.is_file() else None
 
 
-def _examples(x: Any, title: str) -> Tensor:
+def examples(x: Any, title: str) -> Tensor:
     """Return examples as tasks are made of them: images uint8 ``[n, C, H, W]``, or float32 ``[n, ...]``."""
     try:
         found = torch.as_tensor(x if isinstance(x, Tensor) else np.asarray(x)).cpu()
@@ -389,8 +408,15 @@ def _examples(x: Any, title: str) -> Tensor:
         raise DataError(f"{title}: the examples are to be numbers of one shape: {error}") from error
     if found.dim() < 2 or not len(found) or found.is_complex():
         raise DataError(f"{title}: the examples are to be [n, ...], at least one; got {[*found.shape]}, {found.dtype}")
-    if found.dtype == torch.uint8 and found.dim() == 3:
+    if found.dtype != torch.uint8 or found.dim() not in (3, 4):
+        return found.to(torch.float32)
+    if found.dim() == 3:
         found = found[:, None]
-    if found.dtype == torch.uint8 and found.dim() == 4 and found.shape[1] not in (1, 3) and found.shape[3] in (1, 3):
+    if found.shape[1] not in (1, 3) and found.shape[3] in (1, 3):
         found = found.movedim(3, 1)
-    return found.contiguous() if found.dtype == torch.uint8 else found.to(torch.float32)
+    if found.shape[1] not in (1, 3):
+        raise DataError(
+            f"{title}: images in uint8 are [n, H, W], [n, H, W, C] or [n, C, H, W] with 1 or 3 channels; got "
+            f"{[*found.shape]}: leave transparency out (x[..., :3]), or give floats, which are taken as they are"
+        )
+    return found.contiguous()

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from quickstudy.data.base import Dataset, TaskSource
 from quickstudy.data.decode import Resize, convert, decode_image, square
-from quickstudy.data.transformed import TransformedTasks
+from quickstudy.data.transformed import TransformedTasks, transformed
 from quickstudy.data.transforms import Convert, Transform, transform_images
 from quickstudy.errors import DataError, InputError
 
@@ -51,24 +51,6 @@ class PictureReader:
     ink: bool = False
     transforms: Sequence[Transform] = ()
 
-    @classmethod
-    def of(cls, shape: Sequence[int], dataset: Dataset | None = None) -> Self | None:
-        """Return the reader for a network that was trained on a dataset, or ``None`` if pictures are not what it reads.
-
-        Args:
-            shape: of an input of the network; of square images ``(channels, side, side)``.
-            dataset: what it was trained on, if that is known.
-        """
-        if len(shape) != 3 or shape[0] not in MODES or shape[1] != shape[2]:
-            return None
-        return cls(
-            shape[0],
-            getattr(dataset, "image_size", shape[1]),
-            getattr(dataset, "resize", "squash"),
-            getattr(dataset, "ink", False),
-            getattr(dataset, "test_transforms", ()),
-        )
-
     def __call__(self, pictures: Iterable[AnyPicture]) -> Tensor:
         """Return pictures as a network sees them, float32 ``[n, channels, height, width]``.
 
@@ -77,9 +59,7 @@ class PictureReader:
             InputError: one is no picture; the message says what it is.
         """
         pixels = torch.from_numpy(np.stack([self.pixels(picture) for picture in pictures]))
-        images = pixels.to(torch.float32).mul_(1 / 255)
-        numbers = sum(transform.numbers for transform in self.transforms)
-        return transform_images(self.transforms, images, images.new_full((len(images), numbers), 0.5))
+        return _transformed(self.transforms, pixels.to(torch.float32).mul_(1 / 255))
 
     def tasks(self, source: TaskSource) -> TaskSource:
         """Return the tasks of another dataset, with their images as a network sees them, made on the source's device.
@@ -101,6 +81,63 @@ class PictureReader:
             if border.mean() > 127.5:
                 return 255 - pixels
         return pixels
+
+
+@dataclass(frozen=True)
+class ArrayReader:
+    """Takes arrays for what a dataset would have made of them, but for its test-time transforms.
+
+    Args:
+        transforms: applied in turn, as by a :class:`PictureReader`.
+    """
+
+    transforms: Sequence[Transform] = ()
+
+    def __call__(self, arrays: np.ndarray | Tensor) -> Tensor:
+        """Return arrays ``[n, ...]`` as a network sees them.
+
+        Raises:
+            DataError: they do not suit a transform.
+        """
+        return _transformed(self.transforms, torch.from_numpy(np.array(arrays)))
+
+    def tasks(self, source: TaskSource) -> TaskSource:
+        """Return the tasks of another dataset, transformed."""
+        return transformed(source, self.transforms)
+
+
+Reader = PictureReader | ArrayReader
+"""What makes inputs of a network."""
+
+
+def reader_of(shape: Sequence[int], dataset: Dataset | None = None, pictures: bool | None = None) -> Reader:
+    """Return the reader for a network that was trained on a dataset.
+
+    Args:
+        shape: of an input of the network; of square images ``(channels, side, side)``.
+        dataset: what it was trained on, if that is known.
+        pictures: whether that was pictures (:attr:`~quickstudy.data.Dataset.pictures`); asked of it if not given.
+    """
+    transforms = getattr(dataset, "test_transforms", ())
+    if len(shape) != 3 or shape[0] not in MODES or shape[1] != shape[2]:
+        return ArrayReader(transforms)
+    if not (getattr(dataset, "pictures", True) if pictures is None else pictures):
+        return ArrayReader(transforms)
+    return PictureReader(
+        shape[0],
+        getattr(dataset, "image_size", shape[1]),
+        getattr(dataset, "resize", "squash"),
+        getattr(dataset, "ink", False),
+        transforms,
+    )
+
+
+def _transformed(transforms: Sequence[Transform], images: Tensor) -> Tensor:
+    """Transform images ``[n, C, H, W]``, each of them always in the same way."""
+    if not transforms:
+        return images
+    numbers = sum(transform.numbers for transform in transforms)
+    return transform_images(transforms, images, images.new_full((len(images), numbers), 0.5))
 
 
 def readable(paths: Iterable[File]) -> tuple[list[File], list[str]]:

@@ -36,12 +36,13 @@ def seed_randomness(device: str, seed: int, step: int) -> None:
         torch.mps.manual_seed(number)
 
 
-def pick_device(device: str) -> str:
-    """Return the device asked for; ``auto`` is a GPU where there is one.
+def pick_device(device: str | torch.device) -> str:
+    """Return the device asked for, in words; ``auto`` is a GPU where there is one.
 
     Raises:
         RecipeError: there is no such device here.
     """
+    device = str(device)
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -90,7 +90,8 @@ def train(
     else:
         info = {"recipe": name, "seeds": seeds, "groups": _grouping(group_of, seeds), **environment(device)}
     first = group_of(info["groups"][0])  # may complain of data or network: before anything is written or removed
-    info |= {"input_shape": [*first.methods[0].input_shape], "way": first.methods[0].way}
+    method, pictures = first.methods[0], first.recipe.dataset.pictures
+    info |= {"input_shape": [*method.input_shape], "way": method.way, "pictures": pictures}
     if not begun:  # also of a run that was only half removed
         run.clear()
     run.write_text("recipe.yaml", text)

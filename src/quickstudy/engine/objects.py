@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from quickstudy.data.base import Dataset
-from quickstudy.data.reader import PictureReader
+from quickstudy.data.reader import reader_of
 from quickstudy.engine.checkpoint import restore
 from quickstudy.engine.evaluate import make_current, pick_device
 from quickstudy.engine.progress import Bar
@@ -36,7 +36,8 @@ def meta_train(
 
     Args:
         recipe: its method stays as it is. If it is built, a copy trains on from the weights that it has; if not, from
-            weights that ``seed`` draws.
+            weights that ``seed`` draws. Weights that its backbone has before it is built, as any network not of
+            :mod:`quickstudy.nn` does, stay what they are: draw these by ``torch.manual_seed``.
         seed: of the tasks, and of all else that is drawn.
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; ``auto`` is a GPU if there is one.
         listener: told of every update and validation; a progress bar if not given.
@@ -51,6 +52,7 @@ def meta_train(
         DataError: the data is not on this machine, or too little for the tasks.
         TrainingError: a loss or a gradient is not finite.
     """
+    _check_recipe(recipe)
     device = pick_device(device)
     pretrained = None if recipe.method.built else recipe.pretrained
 
@@ -74,7 +76,7 @@ def meta_train(
             raise Diverged(f"{error}. A lower learning rate, {error.remedy} may help") from error
         restore(method, group.best[0])
         calibrate(method, recipe, seed, device)
-    return Trained(method.eval(), PictureReader.of(method.input_shape, recipe.dataset)), group.history
+    return Trained(method.eval(), reader_of(method.input_shape, recipe.dataset)), group.history
 
 
 def meta_test(
@@ -93,8 +95,8 @@ def meta_test(
         trained: as of :func:`meta_train`, or a method: one that learns nothing need not be built. Its ``norm`` and
             ``test_steps`` are used, and it stays as it is.
         recipe: that it was trained by.
-        on: another dataset to test on, without transforms. Its images are brought to the colours and the size that the
-            method reads, and get the transforms of the recipe's dataset.
+        on: another dataset to test on, without transforms. Its images get the transforms of the recipe's dataset;
+            before, pictures are brought to the colours and the size that the method reads.
         task: size of the test tasks; that of the recipe if not given.
         tasks: how many; as many as the recipe says if not given.
         seed: of the tasks.
@@ -107,6 +109,12 @@ def meta_test(
         RecipeError: the method cannot take such tasks, or there is no such device.
         DataError: the data is not on this machine, or too little for the tasks.
     """
+    _check_recipe(recipe)
+    if not isinstance(trained, Trained | Method):
+        raise RecipeError(
+            "what is tested is a method, or what meta_train returns first (trained, history = meta_train(recipe)), "
+            f"not {type(trained).__name__}"
+        )
     device = pick_device(device)
     shape, count = task or recipe.test_task, recipe.test.tasks if tasks is None else tasks
     if on is not None and getattr(on, "test_transforms", None):
@@ -122,6 +130,13 @@ def meta_test(
         method.to(device, recipe.train.dtype)
         scores, _ = test_methods({seed: method}, recipe, on or recipe.dataset, shape, count, device)
     return estimate(scores[seed])
+
+
+def _check_recipe(recipe: Recipe) -> None:
+    if not isinstance(recipe, Recipe):
+        raise RecipeError(
+            f"a recipe is a quickstudy.Recipe, not {recipe!r}; Recipe.named(NAME) is one of the library's or of a file"
+        )
 
 
 @contextmanager

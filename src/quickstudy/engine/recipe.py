@@ -172,6 +172,8 @@ class Recipe:
         Raises:
             RecipeError: there is no such recipe, or a setting is wrong; the message suggests the nearest name.
         """
+        if not all(isinstance(override, str) for override in overrides):
+            raise RecipeError(f"overrides are words one after the other, as in {name!r}, '--train.updates=100'")
         return instantiate(parse_recipe(recipe_text(name), overrides))
 
     @property

@@ -24,8 +24,8 @@ class Run:
 
     ======================== =====================================================================
     ``recipe.yaml``          every setting, defaults written out
-    ``run.json``             the seeds, how they were grouped, the shape of an input, way, machine, versions, command,
-                             commit
+    ``run.json``             the seeds, how they were grouped, shape of an input, way, whether inputs are pictures,
+                             machine, versions, command, commit
     ``metrics.csv|.jsonl``   one row a validation and seed
     ``state-<seeds>.pt``     all that is needed to continue (``--resume``)
     ``best-<seed>.safetensors``, ``last-<seed>.safetensors``  weights

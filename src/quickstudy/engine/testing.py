@@ -17,7 +17,7 @@ import torch
 from jsonargparse import Namespace
 
 from quickstudy.data.base import Dataset
-from quickstudy.data.reader import PictureReader
+from quickstudy.data.reader import reader_of
 from quickstudy.data.registry import DATASETS, dataset_entry
 from quickstudy.engine.checkpoint import restore
 from quickstudy.engine.evaluate import evaluate, make_current
@@ -290,9 +290,8 @@ def test_methods(
     number, first = next(iter(methods.items()))
     source = dataset.split("test").to(device)
     given = example = source.tasks(shape, 0, 1, seed=number)[0]
-    reader = PictureReader.of(first.input_shape, recipe.dataset)
-    if dataset is not recipe.dataset and reader is not None and given.support_x.ndim == 4:
-        source = reader.tasks(source)
+    if dataset is not recipe.dataset and given.support_x.ndim == 4:
+        source = reader_of(first.input_shape, recipe.dataset).tasks(source)
         example = source.tasks(shape, 0, 1, seed=number)[0]
     first.check(example)
     scores, chunk = {}, None

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from quickstudy.engine.checkpoint import load_state, load_weights
 from quickstudy.engine.evaluate import draw, evaluate, make_current, seed_randomness
@@ -139,9 +139,10 @@ class Group:
         train = self.recipe.train
         self.models = Models([method.to(self.device, train.dtype) for method in self.methods])
         self.optimizer = self._optimizer()
-        self.schedule = self.recipe.schedule(self.optimizer) if self.recipe.schedule else None
+        self.schedule = self._schedule()
         self.sources = {split: self.recipe.dataset.split(split).to(self.device) for split in ("train", "val")}
-        self.methods[0].check(self.sources["val"].tasks(self.recipe.validation_task, 0, 1, seed=self.seeds[0])[0])
+        for split, shape in (("train", train.task), ("val", self.recipe.validation_task)):
+            self.methods[0].check(self.sources[split].tasks(shape, 0, 1, seed=self.seeds[0])[0])
         self.higher_is_better = self.recipe.dataset.metric == "accuracy"
         self.updates = 0
         self.seconds = 0.0
@@ -167,6 +168,15 @@ class Group:
                 if group.get("fused") is None and group.get("foreach") is None:
                     group["fused"] = True
         return optimizer
+
+    def _schedule(self) -> LRScheduler | ReduceLROnPlateau | None:
+        try:
+            return self.recipe.schedule(self.optimizer) if self.recipe.schedule else None
+        except (TypeError, ValueError) as error:
+            raise RecipeError(
+                f"the schedule cannot be built: {error}; in Python it is a function of the optimizer, such as "
+                "functools.partial(StepLR, step_size=100)"
+            ) from error
 
     @property
     def total(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,8 +11,7 @@ import torch
 from jsonargparse import Namespace
 from torch import nn
 
-from quickstudy.data.base import Dataset
-from quickstudy.data.reader import PictureReader
+from quickstudy.data.reader import ArrayReader, PictureReader, Reader, reader_of
 from quickstudy.engine.checkpoint import load_weights, restore, save_weights, tensors_of
 from quickstudy.engine.pretrain import EmbedRecipe, Pretrained, nearest_centroid
 from quickstudy.engine.recipe import dump_recipe, instantiate, parse_recipe, recipe_text
@@ -37,13 +36,13 @@ class Parts:
         backbone: if not, a network that was pre-trained as a classifier, to be used as
             :func:`~quickstudy.engine.pretrain.nearest_centroid`.
         temperature: of that.
-        reader: what makes pictures its inputs; if not given, these are arrays, taken as they are.
+        reader: what makes its inputs.
     """
 
     method: Method | None = None
     backbone: nn.Module | None = None
     temperature: float = 1.0
-    reader: PictureReader | None = None
+    reader: PictureReader | ArrayReader | None = None
 
 
 @dataclass(frozen=True)
@@ -60,12 +59,12 @@ class Trained:
 
     Attributes:
         method: in evaluation mode, if it is built.
-        reader: what makes pictures its inputs, or ``None`` if these are arrays, taken as they are.
+        reader: what makes its inputs, of pictures if it was trained on such.
         parts: YAML of :class:`Parts`, or ``None`` if it was made in Python (then it cannot be saved).
     """
 
     method: Method
-    reader: PictureReader | None = None
+    reader: Reader = field(default_factory=ArrayReader)
     parts: str | None = None
 
     @property
@@ -76,7 +75,7 @@ class Trained:
     @classmethod
     def of(cls, method: Method) -> Self:
         """Return a method that was made in Python; pictures are brought to the size of its inputs, if it is built."""
-        return cls(method, PictureReader.of(method.input_shape) if method.built else None)
+        return cls(method, reader_of(method.input_shape) if method.built else ArrayReader())
 
     @classmethod
     def open(cls, folder: str | Path, seed: int | None = None) -> Self:
@@ -101,8 +100,8 @@ class Trained:
             assert example is not None  # or there is no backbone
             temperature = pretrained.info.get("temperature", 1.0)
             method = nearest_centroid(backbone, temperature).build(example)
-            dataset = instantiate(settings, EmbedRecipe).dataset
-            return cls._from(method, dataset, settings, backbone=settings.backbone, temperature=temperature)
+            reader = reader_of(method.input_shape, instantiate(settings, EmbedRecipe).dataset)
+            return cls._from(method, reader, settings, backbone=settings.backbone, temperature=temperature)
         run = Run.open(folder)
         seeds: list[int] = run.info["seeds"]
         if seed is not None and seed not in seeds:
@@ -112,16 +111,14 @@ class Trained:
         settings = parse_recipe(run.recipe_text)
         recipe = instantiate(settings)
         calibrate(method, recipe, chosen, "cpu")
-        return cls._from(method, recipe.dataset, settings, method=settings.method)
+        reader = reader_of(method.input_shape, recipe.dataset, run.info.get("pictures"))
+        return cls._from(method, reader, settings, method=settings.method)
 
     @classmethod
-    def _from(cls, built: Method, dataset: Dataset, settings: Namespace, **part: Any) -> Self:
+    def _from(cls, built: Method, reader: Reader, settings: Namespace, **part: Any) -> Self:
         """Return a built method, given the settings of its recipe, and the parts that it consists of."""
-        reader = PictureReader.of(built.input_shape, dataset)
-        parts = Namespace(**part)
-        if reader is not None:
-            transforms = settings.get("dataset.init_args.test_transforms") or []
-            parts.reader = Namespace(vars(reader) | {"transforms": transforms})
+        transforms = settings.get("dataset.init_args.test_transforms") or []
+        parts = Namespace(**part, reader=Namespace(vars(reader) | {"transforms": transforms}))
         return cls(built.eval(), reader, dump_recipe(parts, Parts))
 
     @classmethod
@@ -142,9 +139,9 @@ class Trained:
         if weights:
             method.to(next(iter(weights.values())).dtype)  # all are of one type
         restore(method, weights)
-        return cls(method.eval(), parts.reader, text)
+        return cls(method.eval(), parts.reader or ArrayReader(), text)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Write it into a folder, to be opened where its data is not.
 
         Raises:
@@ -156,6 +153,7 @@ class Trained:
                 "a method that was made in Python has no recipe to save: train it by one (`quickstudy train`) and give "
                 "the folder of the run"
             )
+        folder = Path(folder)
         save_weights(folder / WEIGHTS, tensors_of(self.method))
         write_text(folder / PARTS, self.parts)
         write_info(folder / INFO, input_shape=[*self.method.input_shape], way=self.method.way)

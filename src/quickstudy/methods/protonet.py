@@ -104,7 +104,10 @@ def distances(queries: Tensor, points: Tensor, kind: Distance) -> Tensor:
     """Return the distance of every query ``[Q, D]`` to every point ``[P, D]``, ``[Q, P]``."""
     if kind == "cosine":
         return 1 - _unit(queries) @ _unit(points).T
-    # |q - p|^2 = |q|^2 - 2 q.p + |p|^2: one matrix product, and no [Q, P, D] of differences
+    # |q - p|^2 = |q|^2 - 2 q.p + |p|^2: one matrix product, and no [Q, P, D] of differences. The origin is put
+    # among the points, for far from it squares are so large that their difference is rounding.
+    centre = points.detach().mean(0)
+    queries, points = queries - centre, points - centre
     return queries.square().sum(1, keepdim=True) - 2 * queries @ points.T + points.square().sum(1)
 
 
