@@ -434,6 +434,26 @@ def test_arrays_are_seen_as_in_training(shape: tuple[int, ...], kind: str) -> No
         assert qs.meta_test(trained, recipe, on=other, device="cpu") == qs.meta_test(trained, recipe, device="cpu")
 
 
+def test_a_run_on_arrays_that_are_no_pictures_is_saved_and_travels(tmp_path: Path) -> None:
+    x, y = np.random.default_rng(0).normal(size=(60, 1, 12, 12)), np.arange(60) // 6
+    np.savez(tmp_path / "mine.npz", x=x, y=y)
+    transforms = "[{class_path: quickstudy.data.Normalise, init_args: {mean: [0.5], std: [0.2]}}]"
+    arguments = f"{{path: {tmp_path}/mine.npz, test_transforms: {transforms}, train_transforms: {transforms}}}"
+    text = GLYPHS.replace("quickstudy.data.Glyphs", f"quickstudy.data.ArrayFile, init_args: {arguments}")
+    settings = ["--method.backbone.blocks=2", "--train.updates=1"]
+    for part in ("train", "validation", "test"):
+        settings.append(f"--{part}.task={{way: 2, shot: 1, queries: 1}}")
+    run = engine.train(engine.parse_recipe(text, settings), tmp_path / "run", name="mine/x")
+    classifier = FewShotClassifier(run.folder).fit(x, y)
+    assert torch.allclose(classifier.support_.x, torch.from_numpy(x / 0.2 - 2.5).float(), atol=1e-5)
+    expected = classifier.predict_proba(x)
+    assert_array_equal(FewShotClassifier.load(classifier.save(tmp_path / "saved")).predict_proba(x), expected)
+    (tmp_path / "mine.npz").unlink()
+    assert_array_equal(FewShotClassifier(run.folder).fit(x, y).predict_proba(x), expected)
+    with pytest.raises(InputError, match="reads arrays of numbers"):
+        classifier.predict(["one.png"])
+
+
 def test_a_fit_that_fails_leaves_nothing_half_learned() -> None:
     x = pictures(12)
     classifier = FewShotClassifier(built("ProtoNet")).fit(x, KINDS)

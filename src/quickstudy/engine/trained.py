@@ -12,6 +12,7 @@ from jsonargparse import Namespace
 from torch import nn
 
 from quickstudy.data.reader import ArrayReader, PictureReader, Reader, reader_of
+from quickstudy.data.transforms import Transform
 from quickstudy.engine.checkpoint import load_weights, restore, save_weights, tensors_of
 from quickstudy.engine.pretrain import EmbedRecipe, Pretrained, nearest_centroid
 from quickstudy.engine.recipe import dump_recipe, instantiate, parse_recipe, recipe_text
@@ -36,13 +37,15 @@ class Parts:
         backbone: if not, a network that was pre-trained as a classifier, to be used as
             :func:`~quickstudy.engine.pretrain.nearest_centroid`.
         temperature: of that.
-        reader: what makes its inputs.
+        reader: what makes pictures its inputs, if it was trained on such.
+        transforms: if not, of an :class:`~quickstudy.data.reader.ArrayReader`.
     """
 
     method: Method | None = None
     backbone: nn.Module | None = None
     temperature: float = 1.0
-    reader: PictureReader | ArrayReader | None = None
+    reader: PictureReader | None = None
+    transforms: list[Transform] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,9 @@ class Trained:
     def _from(cls, built: Method, reader: Reader, settings: Namespace, **part: Any) -> Self:
         """Return a built method, given the settings of its recipe, and the parts that it consists of."""
         transforms = settings.get("dataset.init_args.test_transforms") or []
-        parts = Namespace(**part, reader=Namespace(vars(reader) | {"transforms": transforms}))
+        parts = Namespace(**part, transforms=transforms)
+        if isinstance(reader, PictureReader):
+            parts = Namespace(**part, reader=Namespace(vars(reader) | {"transforms": transforms}))
         return cls(built.eval(), reader, dump_recipe(parts, Parts))
 
     @classmethod
@@ -139,7 +144,7 @@ class Trained:
         if weights:
             method.to(next(iter(weights.values())).dtype)  # all are of one type
         restore(method, weights)
-        return cls(method.eval(), parts.reader or ArrayReader(), text)
+        return cls(method.eval(), parts.reader or ArrayReader(parts.transforms), text)
 
     def save(self, folder: str | Path) -> None:
         """Write it into a folder, to be opened where its data is not.
