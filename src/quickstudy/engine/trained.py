@@ -121,10 +121,11 @@ class Trained:
     def _from(cls, built: Method, reader: Reader, settings: Namespace, **part: Any) -> Self:
         """Return a built method, given the settings of its recipe, and the parts that it consists of."""
         transforms = settings.get("dataset.init_args.test_transforms") or []
-        parts = Namespace(**part, transforms=transforms)
         if isinstance(reader, PictureReader):
-            parts = Namespace(**part, reader=Namespace(vars(reader) | {"transforms": transforms}))
-        return cls(built.eval(), reader, dump_recipe(parts, Parts))
+            part["reader"] = Namespace(vars(reader) | {"transforms": transforms})
+        else:
+            part["transforms"] = transforms
+        return cls(built.eval(), reader, dump_recipe(Namespace(**part), Parts))
 
     @classmethod
     def _load(cls, folder: Path) -> Self:
