@@ -23,7 +23,7 @@ from torch import nn
 from quickstudy import engine
 from quickstudy.engine.checkpoint import load_state, load_weights, save_state, save_weights
 from quickstudy.engine.job import Quiet
-from quickstudy.engine.models import LOOP
+from quickstudy.engine.models import LOOP, Models
 from quickstudy.engine.run import Run
 from quickstudy.engine.train import Group, Interrupted, build_methods
 from quickstudy.errors import FileError, RecipeError, TrainingError
@@ -445,6 +445,13 @@ def test_batching_that_is_asked_for_is_that_of_validation_too(batching: str, chu
     group.update()
     group.validate()
     assert group.chunks == {"train": chunk, "val": chunk}
+
+
+def test_a_bound_of_the_chunk_is_one_of_validation_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    group, run, tried = group_of("--train.chunk=2"), Models.run, []
+    monkeypatch.setattr(Models, "run", lambda self, *args, **given: tried.append(args[2]) or run(self, *args, **given))
+    group.validate()
+    assert max(tried) == 2
 
 
 def test_a_state_without_its_run_is_not_continued(tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ def evaluate(
     tasks: int,
     first: int = 0,
     chunk: int | None = None,
+    bound: int | None = None,
     cast: Callable[[Task], Task] = lambda task: task,
     traced: bool = False,
     measure: TaskFunction = scores,
@@ -82,6 +83,7 @@ def evaluate(
         tasks: how many, for each seed.
         first: number of the first.
         chunk: tasks at a time under vmap (``LOOP``: none); by timing if ``None``.
+        bound: the most that are tried then.
         traced: run as a flat program, traced once: worth it when the same models are evaluated again and again.
         measure: what to compute of each task, by default its query loss and its score.
         cast: applied to every batch, such as a change of precision.
@@ -100,7 +102,7 @@ def evaluate(
                 stop = min(start + DRAWN_AT_ONCE, first + tasks)
                 batch = cast(draw(source, shape, start, stop, seeds))
                 if chunk is None:
-                    chunk = _fastest(models, batch, measure)
+                    chunk = _fastest(models, batch, measure, min(16, bound or 16))
                 seed_randomness(str(batch.support_x.device), seeds[0], start)
                 parts = list(models.run(measure, batch, chunk, traced=traced))
                 results.append(torch.cat(parts, dim=1 if models.stacked else 0).cpu().double())
@@ -111,7 +113,7 @@ def evaluate(
     return torch.cat([r if models.stacked else r[None] for r in results], dim=1), chunk
 
 
-def _fastest(models: Models, batch: Task, measure: TaskFunction) -> int:
-    trial = batch.map(lambda tensor: tensor[:, :16] if models.stacked else tensor[:16])
+def _fastest(models: Models, batch: Task, measure: TaskFunction, most: int) -> int:
+    trial = batch.map(lambda tensor: tensor[:, :most] if models.stacked else tensor[:most])
     tasks = trial.support_x.shape[int(models.stacked)]
     return fastest_chunk(lambda size: list(models.run(measure, trial, size)), tasks, loop=not models.stacked)

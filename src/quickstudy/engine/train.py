@@ -322,6 +322,7 @@ class Group:
             tasks=settings.tasks,
             first=number * settings.tasks,
             chunk=self.chunks.get("val", self._asked_chunk()),
+            bound=self.recipe.train.chunk,
             cast=self.recipe.train.cast,
             traced=self.recipe.train.trace,
         )
