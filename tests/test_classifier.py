@@ -24,7 +24,7 @@ from torch import nn
 
 import quickstudy as qs
 from quickstudy import FewShotClassifier, engine, methods
-from quickstudy.data import Arrays, Normalise
+from quickstudy.data import Arrays, CenterCrop, Normalise
 from quickstudy.data.base import SPLITS
 from quickstudy.engine.job import Quiet
 from quickstudy.errors import DataError, InputError, RecipeError, TrainingError
@@ -412,15 +412,23 @@ def test_other_mistakes(tmp_path: Path, photos: dict[str, list[Path]]) -> None:
         ((1, 8, 8), "normal"),
         ((2, 8, 8), "normal"),
         ((3, 5), "integers"),
+        ((1, 8, 8), "binary"),
+        ((1, 8, 8), "unit"),
     ],
 )
 def test_arrays_are_seen_as_in_training(shape: tuple[int, ...], kind: str) -> None:
     x: Any = np.random.default_rng(0).integers(0, 256, (60, *shape), dtype=np.uint8)
     if kind != "bytes":
-        x = {"integers": x.astype(np.int64), "small": x / 1e6, "normal": x / 64 - 2}[kind]
+        x = {
+            "integers": x.astype(np.int64),
+            "small": x / 1e6,
+            "normal": x / 64 - 2,
+            "binary": x.astype(np.int64) // 128,
+            "unit": x / 256 + 0.001,
+        }[kind]
     y, task, images = np.arange(60) // 6, TaskShape(2, 5, 1), len(shape) == 3 or (kind == "bytes" and len(shape) == 2)
-    choices: list[list[Any]] = [[], [Normalise([0.5], [0.2])]]
-    for transforms in choices[: 1 + images]:
+    choices: list[list[Any]] = [[], [Normalise([0.5], [0.2])], [CenterCrop(4)]]
+    for transforms in choices[: 1 + 2 * images]:
         dataset = Arrays(x, y, train_transforms=transforms, test_transforms=transforms)
         method = methods.ProtoNet(nn.Sequential(nn.Flatten(), nn.LazyLinear(4)))
         test = qs.Testing(2, TaskShape(2, 1, 1))
@@ -430,6 +438,8 @@ def test_arrays_are_seen_as_in_training(shape: tuple[int, ...], kind: str) -> No
         for split in SPLITS:
             seen = dataset.split(split).tasks(task, 0, 3, seed=0).support_x.double().flatten(0, 1).flatten(1)
             assert torch.cdist(seen, known, compute_mode="donot_use_mm_for_euclid_dist").amin(1).max() < 1e-5
+        as_list = FewShotClassifier(trained).fit(list(x), y).support_.x.double().flatten(1)
+        assert torch.equal(as_list, known)
         other = Arrays(x, y, name="other")
         assert qs.meta_test(trained, recipe, on=other, device="cpu") == qs.meta_test(trained, recipe, device="cpu")
 

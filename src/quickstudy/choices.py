@@ -22,9 +22,11 @@ def check_choices(title: str, annotated: Callable[..., Any], given: Mapping[str,
         RecipeError: one is something else; the message suggests the nearest.
     """
     for name, known in _choices(annotated).items():
-        if name in given and given[name] not in known:
-            wrong, listed = given[name], " or ".join(map(repr, known))
-            raise RecipeError(f"{title}{name} is {listed}, not {wrong!r}{suggest(str(wrong), map(str, known))}")
+        if name not in given:
+            continue
+        value, listed = given[name], " or ".join(map(repr, known))
+        if not isinstance(value, str | int | float) or value not in known:
+            raise RecipeError(f"{title}{name} is {listed}, not {value!r}{suggest(str(value), map(str, known))}")
 
 
 def choices_checked(function: Callable[..., None]) -> Callable[..., None]:
@@ -46,6 +48,6 @@ def choices_checked(function: Callable[..., None]) -> Callable[..., None]:
 def _choices(annotated: Callable[..., Any]) -> dict[str, tuple[Any, ...]]:
     try:
         hints = get_type_hints(annotated)
-    except NameError:  # imported for a type checker alone
+    except Exception:  # annotations may be anything, such as names that a type checker alone imports
         return {}
     return {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}

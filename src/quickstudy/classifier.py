@@ -23,7 +23,7 @@ from quickstudy.engine.checkpoint import load_weights, save_weights
 from quickstudy.engine.evaluate import pick_device
 from quickstudy.engine.trained import FILES as MODEL_FILES
 from quickstudy.engine.trained import Trained, read_info, write_info
-from quickstudy.errors import InputError, RecipeError
+from quickstudy.errors import DataError, InputError, RecipeError
 from quickstudy.files import write_folder
 from quickstudy.methods import Method, Norm, ProtoNet
 from quickstudy.task import Support, Task
@@ -287,6 +287,12 @@ def _numbers(X: Any) -> Any:
             "this model reads arrays of numbers [n, ...], and X holds pictures: give a model that was trained on "
             "images, such as FewShotClassifier('runs/demo'), which `quickstudy demo` makes"
         )
-    if isinstance(X, np.ndarray | Tensor) and str(X.dtype).endswith("uint8") and X.ndim in (3, 4):
-        return examples(X, "X").to(torch.float32).mul_(1 / 255).numpy()
+    try:
+        array = X if isinstance(X, np.ndarray | Tensor) else np.asarray(X)
+        if str(array.dtype).endswith("uint8") and array.ndim in (3, 4):
+            return examples(array, "X").to(torch.float32).mul_(1 / 255).numpy()
+    except DataError as error:
+        raise InputError(str(error)) from error
+    except ValueError:  # of several shapes, which scikit-learn has a message for
+        pass
     return X

@@ -28,7 +28,7 @@ from quickstudy.data import (
     TransformedTasks,
 )
 from quickstudy.data.base import SPLITS
-from quickstudy.data.reader import reader_of
+from quickstudy.data.reader import picture_size, reader_of
 from quickstudy.data.splitting import draw_split
 from quickstudy.engine.recipe import instantiate, parse_recipe
 from quickstudy.errors import DataError
@@ -189,7 +189,7 @@ def test_photographs_are_packed_as_they_are_read_for_a_prediction(tmp_path: Path
         source = data.split(split)
         assert isinstance(source, ImageClasses)
         found |= {name: source.of_class(c)[0].numpy() for c, name in enumerate(source.names)}
-    reader = reader_of((3, 8, 8), data)
+    reader = reader_of((3, 8, 8), data, picture_size((3, 8, 8), data))
     assert reader is not None
     for path in paths:
         assert np.array_equal(found[path.parent.name], reader.pixels(path))
@@ -222,6 +222,7 @@ def test_a_list_of_files(pets: Path) -> None:
     with pytest.raises(DataError, match="No such file or directory; add or remove it"):
         ImageList([*pairs, ("none.jpg", NAMES[0])], image_size=8).prepare()
     assert ImageList(zip(*zip(*pairs)), image_size=8).images == pairs  # type: ignore[arg-type]
+    assert names_of(ImageList(np.array(pairs), image_size=8)) == drawn()  # type: ignore[arg-type]
     with pytest.raises(DataError, match="a list of images is one of pairs"):
         ImageList([path for path, _ in pairs])  # type: ignore[misc]
     assert not list(pets.parent.glob("*.json"))
@@ -293,7 +294,7 @@ def test_arrays_are_a_dataset(x: Any, shape: tuple[int, ...], y: Any) -> None:
         (np.zeros(3), [0, 1, 2], r"\[n, ...\], at least one; got \[3\]"),
         (np.array([["a"], ["b"]]), [0, 1], "numbers of one shape"),
         ([np.zeros(3), np.zeros(4)], [0, 1], "numbers of one shape"),
-        (np.zeros((2, 4)), np.eye(2), r"the classes are to be \[n\], numbers or names; got \[2, 2\]"),
+        (np.zeros((2, 4)), np.eye(2), r"the classes are to be \[n\], numbers or names, one"),
         (np.zeros((2, 4)), [0, 1], "2 classes cannot be split"),
         (np.zeros((2, 9, 9, 4), np.uint8), [0, 1], r"1 or 3 channels; got \[2, 9, 9, 4\]: leave transparency out"),
     ],

@@ -258,7 +258,6 @@ def test_stacked_seeds_equal_each_alone() -> None:
         ({"test_steps": -1}, "WarpMAML takes zero or more"),
         ({"fixed_blocks": 4}, "below 4, not 4"),
         ({"fixed_blocks": -1}, "below 4, not -1"),
-        ({"warp_init": "ones"}, "identity or zero, not 'ones'"),
         ({"norm": "joint"}, "norm batch or support, not 'joint'"),
     ],
 )

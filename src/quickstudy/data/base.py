@@ -44,13 +44,10 @@ class Dataset(ABC):
     metric: Literal["accuracy", "mse"] = "accuracy"
     fixed: ClassVar[tuple[int, TaskShape] | None] = None
     """How many tasks there are and of what size, if the test is of certain tasks and no others."""
+    pictures: bool = True
+    """Whether images, if it has any, are square pictures with values from 0 to 1, as can be made of any picture."""
     ink: ClassVar[bool] = False
     """Whether the images are of characters, bright on dark."""
-
-    @property
-    def pictures(self) -> bool:
-        """Whether images of tasks are pictures with values from 0 to 1, of which any picture can be made one."""
-        return True
 
     @abstractmethod
     def split(self, split: Split) -> TaskSource:

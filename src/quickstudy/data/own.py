@@ -203,7 +203,7 @@ class ImageList(OwnImages):
         test_transforms: list[Transform] | None = None,
     ) -> None:
         self.images = [*images]
-        if not all(isinstance(image, Sequence) and len(image) == 2 for image in self.images):
+        if any(isinstance(image, str | Path) or len(image) != 2 for image in self.images):
             raise DataError(f"{name}: a list of images is one of pairs, each the path of an image and its label")
         self.splits = splits
         self.seed = seed
@@ -262,8 +262,8 @@ class Arrays(Dataset):
 
     Args:
         x: images, uint8 ``[n, H, W]``, or ``[n, H, W, C]`` or ``[n, C, H, W]`` of 1 or 3 channels, which tasks hold as
-            floats in [0, 1]; or any numbers ``[n, ...]``, which tasks hold as float32, and as they are. Pictures to
-            predict may be files only if these are images too: uint8, or floats from 0 to 1.
+            floats in [0, 1]; or any numbers ``[n, ...]``, which tasks hold as float32, and as they are. What has
+            learned from square images in uint8 also predicts image files.
         y: the class of each, ``[n]``: numbers or names.
         splits: ``{"train": [...], "val": [...], "test": [...]}``, with the classes as text, or a JSON file with that,
             which is made if it is not there; if not given, 60, 20 and 20 % of the classes are drawn.
@@ -290,19 +290,17 @@ class Arrays(Dataset):
     ) -> None:
         self.name = name
         self.x = examples(x, name)
-        if np.ndim(y) != 1:
-            raise DataError(f"{name}: the classes are to be [n], numbers or names; got {[*np.shape(y)]}")
-        self.y = [str(label) for label in (y.tolist() if isinstance(y, np.ndarray | Tensor) else y)]
+        self.image_size = self.x.shape[-1]
+        self.pictures = self.x.dtype == torch.uint8 and self.x.shape[-2] == self.image_size
+        labels = y.tolist() if isinstance(y, np.ndarray | Tensor) else [*y]
+        if any(isinstance(label, Sequence | np.ndarray) and not isinstance(label, str | bytes) for label in labels):
+            raise DataError(f"{name}: the classes are to be [n], numbers or names, one for each example")
+        self.y = [str(label) for label in labels]
         if len(self.x) != len(self.y):
             raise DataError(f"{name}: there is a class for each example; got {len(self.x)} and {len(self.y)}")
         self.split_of = splits_of(self.y, splits, seed, name)
         self.train_transforms = train_transforms or []
         self.test_transforms = test_transforms or []
-
-    @property
-    def pictures(self) -> bool:
-        """Whether these are images, and not numbers of another range."""
-        return self.x.dtype == torch.uint8 or bool(self.x.min() >= 0 and 0.5 < self.x.max() <= 1)
 
     @classmethod
     def from_dataset(cls, dataset: Iterable[tuple[Any, Any]], **settings: Any) -> Arrays:
@@ -391,9 +389,14 @@ class ArrayFile(Dataset):
         return self._arrays.split(split)
 
     @property
-    def pictures(self) -> bool:
-        """As of :class:`Arrays`."""
+    def pictures(self) -> bool:  # type: ignore[override]
+        """Whether they are images in bytes, and square."""
         return self._arrays.pictures
+
+    @property
+    def image_size(self) -> int:
+        """Height and width, before any transform."""
+        return self._arrays.image_size
 
     def location(self) -> str | None:
         """Return in words where the file is, or ``None`` if it is not there."""

@@ -110,22 +110,31 @@ Reader = PictureReader | ArrayReader
 """What makes inputs of a network."""
 
 
-def reader_of(shape: Sequence[int], dataset: Dataset | None = None, pictures: bool | None = None) -> Reader:
-    """Return the reader for a network that was trained on a dataset.
+def picture_size(shape: Sequence[int], dataset: Dataset | None = None) -> int | None:
+    """Return the side of the pictures, before transforms, that a network was trained on; ``None``: on other things.
 
     Args:
         shape: of an input of the network; of square images ``(channels, side, side)``.
         dataset: what it was trained on, if that is known.
-        pictures: whether that was pictures (:attr:`~quickstudy.data.Dataset.pictures`); asked of it if not given.
+    """
+    if len(shape) != 3 or shape[0] not in MODES or shape[1] != shape[2] or not getattr(dataset, "pictures", True):
+        return None
+    return getattr(dataset, "image_size", shape[1])
+
+
+def reader_of(shape: Sequence[int], dataset: Dataset | None, size: int | None) -> Reader:
+    """Return the reader for a network that was trained on a dataset.
+
+    Args:
+        shape, dataset: as of :func:`picture_size`.
+        size: what that returns.
     """
     transforms = getattr(dataset, "test_transforms", ())
-    if len(shape) != 3 or shape[0] not in MODES or shape[1] != shape[2]:
-        return ArrayReader(transforms)
-    if not (getattr(dataset, "pictures", True) if pictures is None else pictures):
+    if size is None:
         return ArrayReader(transforms)
     return PictureReader(
         shape[0],
-        getattr(dataset, "image_size", shape[1]),
+        size,
         getattr(dataset, "resize", "squash"),
         getattr(dataset, "ink", False),
         transforms,

@@ -10,6 +10,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from quickstudy.data.reader import picture_size
 from quickstudy.engine.recipe import Recipe, differences, dump_recipe, instantiate, parse_recipe
 from quickstudy.engine.run import Run, environment
 from quickstudy.engine.train import (
@@ -90,8 +91,8 @@ def train(
     else:
         info = {"recipe": name, "seeds": seeds, "groups": _grouping(group_of, seeds), **environment(device)}
     first = group_of(info["groups"][0])  # may complain of data or network: before anything is written or removed
-    method, pictures = first.methods[0], first.recipe.dataset.pictures
-    info |= {"input_shape": [*method.input_shape], "way": method.way, "pictures": pictures}
+    shape, way = first.methods[0].input_shape, first.methods[0].way
+    info |= {"input_shape": [*shape], "way": way, "picture_size": picture_size(shape, first.recipe.dataset)}
     if not begun:  # also of a run that was only half removed
         run.clear()
     run.write_text("recipe.yaml", text)

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from quickstudy.data.base import Dataset
-from quickstudy.data.reader import reader_of
+from quickstudy.data.reader import picture_size, reader_of
 from quickstudy.engine.checkpoint import restore
 from quickstudy.engine.evaluate import make_current, pick_device
 from quickstudy.engine.progress import Bar
@@ -36,8 +36,9 @@ def meta_train(
 
     Args:
         recipe: its method stays as it is. If it is built, a copy trains on from the weights that it has; if not, from
-            weights that ``seed`` draws. Weights that its backbone has before it is built, as any network not of
-            :mod:`quickstudy.nn` does, stay what they are: draw these by ``torch.manual_seed``.
+            weights that ``seed`` draws. Weights that it has before it is built stay what they are: those of most
+            networks that are not of :mod:`quickstudy.nn`, and of the LSTM of OPLSTM and MetaLSTM. Call
+            ``torch.manual_seed`` before you make these.
         seed: of the tasks, and of all else that is drawn.
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; ``auto`` is a GPU if there is one.
         listener: told of every update and validation; a progress bar if not given.
@@ -76,7 +77,8 @@ def meta_train(
             raise Diverged(f"{error}. A lower learning rate, {error.remedy} may help") from error
         restore(method, group.best[0])
         calibrate(method, recipe, seed, device)
-    return Trained(method.eval(), reader_of(method.input_shape, recipe.dataset)), group.history
+    size = picture_size(method.input_shape, recipe.dataset)
+    return Trained(method.eval(), reader_of(method.input_shape, recipe.dataset, size)), group.history
 
 
 def meta_test(

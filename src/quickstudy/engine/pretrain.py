@@ -22,6 +22,7 @@ from quickstudy.data.base import SPLITS, Dataset, Split, generator
 from quickstudy.data.embeddings import Layout, grouped, write_embeddings
 from quickstudy.data.images import ImageClasses
 from quickstudy.data.progress import track
+from quickstudy.data.reader import picture_size
 from quickstudy.data.transformed import TransformedTasks
 from quickstudy.data.transforms import Transform, transform_images
 from quickstudy.engine.checkpoint import load_weights, save_weights
@@ -31,7 +32,7 @@ from quickstudy.engine.recipe import dump_recipe, instantiate, parse_recipe
 from quickstudy.engine.run import Run, environment
 from quickstudy.engine.statistics import estimate
 from quickstudy.engine.train import Listener, NotFinite, build_optimizer, caught_signals, train_group
-from quickstudy.errors import RecipeError, TrainingError
+from quickstudy.errors import RecipeError
 from quickstudy.methods import ProtoNet
 from quickstudy.nn import FixedStatistics, adopt, population_statistics
 from quickstudy.task import Task, TaskShape
@@ -160,19 +161,24 @@ class Pretrained(Run):
         """The folder of the embeddings: the ``root`` of :class:`quickstudy.data.Embeddings`."""
         return self.folder / "embeddings"
 
+    @property
+    def input_shape(self) -> list[int]:
+        """The shape of an image as the backbone sees it."""
+        kept = self.info.get("input_shape")
+        if kept is not None:
+            return kept
+        recipe = instantiate(parse_recipe(self.recipe_text, kind=EmbedRecipe), EmbedRecipe)
+        images = LabelledImages(recipe.dataset, "val")
+        return [*images.pixels(images.rows[:1], images.transforms).shape[1:]]
+
     def backbone(self) -> FixedStatistics:
         """Return the best backbone, which embeds every image on its own.
 
         Raises:
             TrainingError: the weights are missing or damaged.
         """
-        recipe, example = instantiate(parse_recipe(self.recipe_text, kind=EmbedRecipe), EmbedRecipe), self.example
-        if example is None:
-            raise TrainingError(
-                f"{self.folder} is of a version that did not keep the shape of an image: "
-                f"`quickstudy {self.COMMAND} {self.folder} --resume` adds it"
-            )
-        adopt(recipe.backbone, example.support_x)
+        recipe = instantiate(parse_recipe(self.recipe_text, kind=EmbedRecipe), EmbedRecipe)
+        adopt(recipe.backbone, Task.of_noise(2, self.input_shape).support_x)
         return FixedStatistics.restore(recipe.backbone, load_weights(self.folder / BACKBONE)).eval()
 
 
@@ -527,7 +533,8 @@ def pretrain(
         info = {"recipe": name, "seeds": [seed], **environment(device)}
     trainer = Pretrainer(settings, seed, device)  # may complain of data or network: before anything is written
     names = {split: _row_names(trainer.images[split], layout) for split in SPLITS}
-    info["input_shape"] = trainer.input_shape
+    size = picture_size(trainer.input_shape, trainer.recipe.dataset)
+    info |= {"input_shape": trainer.input_shape, "picture_size": size}
     if not begun:
         run.clear()
     run.write_text("recipe.yaml", dump_recipe(settings, EmbedRecipe))

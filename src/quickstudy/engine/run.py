@@ -24,8 +24,8 @@ class Run:
 
     ======================== =====================================================================
     ``recipe.yaml``          every setting, defaults written out
-    ``run.json``             the seeds, how they were grouped, shape of an input, way, whether inputs are pictures,
-                             machine, versions, command, commit
+    ``run.json``             the seeds, how they were grouped, shape of an input, way, side of pictures before
+                             transforms (null: others), machine, versions, command, commit
     ``metrics.csv|.jsonl``   one row a validation and seed
     ``state-<seeds>.pt``     all that is needed to continue (``--resume``)
     ``best-<seed>.safetensors``, ``last-<seed>.safetensors``  weights
@@ -112,7 +112,7 @@ class Run:
     def example(self) -> Task | None:
         """A task of random inputs of the shape that was trained on, ``None`` in regression: to build a method without
         the data; ``None`` also for runs of a version that did not keep the shape."""
-        shape, way = self.info.get("input_shape"), self.info.get("way", 2)  # what pre-trains a backbone has no way
+        shape, way = self.info.get("input_shape"), self.info.get("way")
         return None if shape is None or way is None else Task.of_noise(way, shape)
 
     def write_text(self, name: str, text: str) -> None:

@@ -17,7 +17,7 @@ import torch
 from jsonargparse import Namespace
 
 from quickstudy.data.base import Dataset
-from quickstudy.data.reader import reader_of
+from quickstudy.data.reader import picture_size, reader_of
 from quickstudy.data.registry import DATASETS, dataset_entry
 from quickstudy.engine.checkpoint import restore
 from quickstudy.engine.evaluate import evaluate, make_current
@@ -291,13 +291,21 @@ def test_methods(
     source = dataset.split("test").to(device)
     given = example = source.tasks(shape, 0, 1, seed=number)[0]
     if dataset is not recipe.dataset and given.support_x.ndim == 4:
-        source = reader_of(first.input_shape, recipe.dataset).tasks(source)
+        size = picture_size(first.input_shape, recipe.dataset)
+        source = reader_of(first.input_shape, recipe.dataset, size).tasks(source)
         example = source.tasks(shape, 0, 1, seed=number)[0]
     first.check(example)
     scores, chunk = {}, None
     for seed, method in methods.items():
         found, chunk = evaluate(
-            Models([method]), source, shape, [seed], tasks=tasks, chunk=chunk, cast=recipe.train.cast
+            Models([method]),
+            source,
+            shape,
+            [seed],
+            tasks=tasks,
+            chunk=chunk,
+            bound=recipe.train.chunk,
+            cast=recipe.train.cast,
         )
         scores[seed] = found[0, :, 1].tolist()
     was, now = ("×".join(map(str, task.support_x.shape[1:])) for task in (given, example))

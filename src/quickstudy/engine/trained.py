@@ -11,7 +11,8 @@ import torch
 from jsonargparse import Namespace
 from torch import nn
 
-from quickstudy.data.reader import ArrayReader, PictureReader, Reader, reader_of
+from quickstudy.data.base import Dataset
+from quickstudy.data.reader import ArrayReader, PictureReader, Reader, picture_size, reader_of
 from quickstudy.data.transforms import Transform
 from quickstudy.engine.checkpoint import load_weights, restore, save_weights, tensors_of
 from quickstudy.engine.pretrain import EmbedRecipe, Pretrained, nearest_centroid
@@ -78,7 +79,9 @@ class Trained:
     @classmethod
     def of(cls, method: Method) -> Self:
         """Return a method that was made in Python; pictures are brought to the size of its inputs, if it is built."""
-        return cls(method, reader_of(method.input_shape) if method.built else ArrayReader())
+        if not method.built:
+            return cls(method)
+        return cls(method, reader_of(method.input_shape, None, picture_size(method.input_shape)))
 
     @classmethod
     def open(cls, folder: str | Path, seed: int | None = None) -> Self:
@@ -99,11 +102,10 @@ class Trained:
         pretrained = Pretrained(folder)
         if pretrained.exists():
             settings = parse_recipe(pretrained.recipe_text, kind=EmbedRecipe)
-            backbone, example = pretrained.backbone(), pretrained.example
-            assert example is not None  # or there is no backbone
             temperature = pretrained.info.get("temperature", 1.0)
-            method = nearest_centroid(backbone, temperature).build(example)
-            reader = reader_of(method.input_shape, instantiate(settings, EmbedRecipe).dataset)
+            method = nearest_centroid(pretrained.backbone(), temperature)
+            method.build(Task.of_noise(2, pretrained.input_shape))
+            reader = _reader(method, instantiate(settings, EmbedRecipe).dataset, pretrained)
             return cls._from(method, reader, settings, backbone=settings.backbone, temperature=temperature)
         run = Run.open(folder)
         seeds: list[int] = run.info["seeds"]
@@ -114,8 +116,7 @@ class Trained:
         settings = parse_recipe(run.recipe_text)
         recipe = instantiate(settings)
         calibrate(method, recipe, chosen, "cpu")
-        reader = reader_of(method.input_shape, recipe.dataset, run.info.get("pictures"))
-        return cls._from(method, reader, settings, method=settings.method)
+        return cls._from(method, _reader(method, recipe.dataset, run), settings, method=settings.method)
 
     @classmethod
     def _from(cls, built: Method, reader: Reader, settings: Namespace, **part: Any) -> Self:
@@ -163,6 +164,11 @@ class Trained:
         save_weights(folder / WEIGHTS, tensors_of(self.method))
         write_text(folder / PARTS, self.parts)
         write_info(folder / INFO, input_shape=[*self.method.input_shape], way=self.method.way)
+
+
+def _reader(method: Method, dataset: Dataset, run: Run) -> Reader:
+    shape, info = method.input_shape, run.info
+    return reader_of(shape, dataset, info["picture_size"] if "picture_size" in info else picture_size(shape, dataset))
 
 
 def write_info(path: Path, **values: Any) -> None:

@@ -106,11 +106,14 @@ class Method(nn.Module, ABC):
         Raises:
             BackboneError: the backbone cannot serve (see :func:`quickstudy.nn.adopt`).
         """
-        self.way = example.way
-        features = adopt(self.backbone, example.support_x)
-        outputs = example.way if example.way is not None else example.support_y.shape[-1]
-        self.create(features, outputs)
-        self.input_shape = example.support_x.shape[1:]  # last: from now on it is built
+        self.way, self.input_shape = example.way, example.support_x.shape[1:]
+        try:
+            features = adopt(self.backbone, example.support_x)
+            outputs = example.way if example.way is not None else example.support_y.shape[-1]
+            self.create(features, outputs)
+        except BaseException:
+            del self.input_shape  # it is not built
+            raise
         return self
 
     def check(self, example: Task) -> None:

@@ -82,8 +82,6 @@ class WarpMAML(MAML):
                 f"of {len(backbone.convs)} blocks at least one adapts and none is missing: fixed_blocks is at least 0 "
                 f"and below {len(backbone.convs)}, not {fixed_blocks}"
             )
-        if warp_init not in ("identity", "zero"):
-            raise RecipeError(f"WarpMAML starts its warps as identity or zero, not {warp_init!r}")
         self.fixed_blocks = fixed_blocks
         self.warp_init = warp_init
 
