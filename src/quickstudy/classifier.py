@@ -17,6 +17,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
 from torch import Tensor, nn
 
+from quickstudy.data.images import unit_floats
 from quickstudy.data.own import examples
 from quickstudy.data.reader import ArrayReader
 from quickstudy.engine.checkpoint import load_weights, save_weights
@@ -217,15 +218,15 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             )
         names = ("classes", "dtype", "columns", "norm", "batch_size")
         classes, dtype, columns, norm, batch_size = read_info(folder / INFO, *names)
-        examples = load_weights(folder / EXAMPLES)
+        learned = load_weights(folder / EXAMPLES)
         model = folder if (folder / MODEL_FILES[0]).is_file() else None
         classifier = cls(model, norm=norm, batch_size=batch_size, device=device)
         classifier.classes_, classifier.model_ = np.array(classes, dtype=dtype), classifier._opened()
         if isinstance(classifier.model_.reader, ArrayReader):
-            classifier.n_features_in_ = examples["x"].shape[1]
+            classifier.n_features_in_ = learned["x"].shape[1]
         if columns is not None:
             classifier.feature_names_in_ = np.array(columns, dtype=object)
-        return classifier._learn(Support(examples["x"], examples["y"], len(classes)))
+        return classifier._learn(Support(learned["x"], learned["y"], len(classes)))
 
     def _opened(self) -> Trained:
         """Return the model that the arguments name; not yet built, if it is a method that is not."""
@@ -290,7 +291,7 @@ def _numbers(X: Any) -> Any:
     try:
         array = X if isinstance(X, np.ndarray | Tensor) else np.asarray(X)
         if str(array.dtype).endswith("uint8") and array.ndim in (3, 4):
-            return examples(array, "X").to(torch.float32).mul_(1 / 255).numpy()
+            return unit_floats(examples(array, "X")).numpy()
     except DataError as error:
         raise InputError(str(error)) from error
     except ValueError:  # of several shapes, which scikit-learn has a message for

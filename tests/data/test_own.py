@@ -28,7 +28,7 @@ from quickstudy.data import (
     TransformedTasks,
 )
 from quickstudy.data.base import SPLITS
-from quickstudy.data.reader import picture_size, reader_of
+from quickstudy.data.reader import reader_of
 from quickstudy.data.splitting import draw_split
 from quickstudy.engine.recipe import instantiate, parse_recipe
 from quickstudy.errors import DataError
@@ -189,7 +189,7 @@ def test_photographs_are_packed_as_they_are_read_for_a_prediction(tmp_path: Path
         source = data.split(split)
         assert isinstance(source, ImageClasses)
         found |= {name: source.of_class(c)[0].numpy() for c, name in enumerate(source.names)}
-    reader = reader_of((3, 8, 8), data, picture_size((3, 8, 8), data))
+    reader = reader_of((3, 8, 8), data)
     assert reader is not None
     for path in paths:
         assert np.array_equal(found[path.parent.name], reader.pixels(path))

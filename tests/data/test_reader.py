@@ -24,7 +24,7 @@ def test_files_are_read_as_the_dataset_reads_them(tmp_path: Path, resize: str) -
     transforms = [CenterCrop(12), Normalise([0.5], [0.2])]
     dataset = CIFARFS(image_size=16, resize=resize, test_transforms=transforms, root=str(root))  # type: ignore[arg-type]
     task = dataset.split("test").tasks(TaskShape(2, 3, 1), 0, 1, seed=0)[0]
-    reader = reader_of(shape := task.support_x.shape[1:], dataset, picture_size(shape, dataset))
+    reader = reader_of(task.support_x.shape[1:], dataset)
     assert reader is not None
     found = reader(sorted((root / "test").glob("*/*.jpg")))
     assert found.shape == (8, 3, 12, 12)
@@ -36,7 +36,7 @@ def test_ink_on_paper_as_in_omniglot(own_data: str, tmp_path: Path) -> None:
     source = open_files(Path(own_data) / "omniglot" / "images_evaluation.zip", limit=GIB)
     names = [name for name in sorted(source.names) if name.endswith(".png")][::1000]
     assert len(names) > 10
-    reader = reader_of((1, 28, 28), Omniglot(), 28)
+    reader = reader_of((1, 28, 28), Omniglot())
     assert reader is not None
     for name in names:
         (tmp_path / "picture.png").write_bytes(source.read(name))
@@ -46,12 +46,12 @@ def test_ink_on_paper_as_in_omniglot(own_data: str, tmp_path: Path) -> None:
 def test_ink_is_bright_whatever_it_was() -> None:
     page = np.full((28, 28), 230, np.uint8)
     page[10:18, 10:12] = 20
-    reader = reader_of((1, 28, 28), Glyphs(), 28)
+    reader = reader_of((1, 28, 28), Glyphs())
     assert reader is not None
     dark_on_bright, bright_on_dark = reader([page, 255 - page])
     assert torch.equal(dark_on_bright, bright_on_dark)
     assert dark_on_bright[0, 14, 11] > 0.9
-    photograph = reader_of((1, 28, 28), None, 28)
+    photograph = reader_of((1, 28, 28))
     assert photograph is not None
     assert torch.allclose(photograph([page])[0, 0], torch.from_numpy(page) / 255)
 
@@ -181,7 +181,7 @@ def test_what_is_transparent_is_paper(mode: str, tmp_path: Path) -> None:
     ink[:, :4, 3] = 255
     picture = Image.fromarray(ink).convert(mode)
     picture.save(tmp_path / "drawn.png")
-    reader = reader_of((3, 8, 8), None, 8)
+    reader = reader_of((3, 8, 8))
     assert reader is not None
     for form in (picture, tmp_path / "drawn.png"):
         found = reader([form])[0]
@@ -197,7 +197,7 @@ def test_a_random_transform_does_not_make_a_prediction_random() -> None:
 @pytest.mark.parametrize("shape", [(3,), (5, 4), (3, 6, 8), (12, 6, 6)])
 def test_what_is_no_square_image_is_read_as_an_array(shape: tuple[int, ...]) -> None:
     assert picture_size(shape) is None
-    assert reader_of(shape, None, None) == ArrayReader()
+    assert reader_of(shape) == ArrayReader()
 
 
 def test_what_was_no_picture_is_read_as_an_array() -> None:

@@ -13,12 +13,11 @@ from torch import Tensor
 
 from quickstudy.analysis.figures import PALETTE, QUIET, save
 from quickstudy.analysis.results import published_of
-from quickstudy.engine.evaluate import evaluate
-from quickstudy.engine.models import Models, TaskFunction
+from quickstudy.engine.models import TaskFunction
 from quickstudy.engine.recipe import instantiate, parse_recipe
 from quickstudy.engine.run import Run
 from quickstudy.engine.statistics import Estimate, estimate
-from quickstudy.engine.testing import Result, trained_methods
+from quickstudy.engine.testing import Result, evaluate_each, trained_methods
 from quickstudy.methods import Method, task_score
 from quickstudy.task import Support, Task
 
@@ -63,21 +62,9 @@ def order_spread(run: Run, *, tasks: int = 200, orders: int = 20, device: str = 
     draws = torch.Generator().manual_seed(0)
     count = shape.shot * (shape.way or 1)
     permutations = torch.stack([torch.randperm(count, generator=draws) for _ in range(orders)]).to(device)
-    measure = permuted(permutations)
-    values, chunk = [], None
-    for seed, method in zip(run.info["seeds"], trained_methods(run, "best", device)):
-        result, chunk = evaluate(
-            Models([method]),
-            source,
-            shape,
-            [seed],
-            tasks=tasks,
-            chunk=chunk,
-            cast=recipe.train.cast,
-            measure=measure,
-        )
-        values.append(result[0])
-    pooled = torch.cat(values)
+    methods = dict(zip(run.info["seeds"], trained_methods(run, "best", device)))
+    measured = evaluate_each(methods, recipe, source, shape, tasks, permuted(permutations))
+    pooled = torch.cat([*measured.values()])
     flipped = None if shape.way is None else estimate(pooled[:, 1])
     return Spread(estimate(pooled[:, 0]), flipped, estimate(pooled[:, 2]))
 

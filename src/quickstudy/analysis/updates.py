@@ -121,6 +121,7 @@ def learned_updates(
                 tasks=count,
                 first=number * size,
                 chunk=chunk,
+                bound=recipe.train.chunk,
                 cast=recipe.train.cast,
                 measure=compare,
             )

@@ -17,6 +17,11 @@ BLOCK = 256
 """Tasks whose indices are drawn at a time: a constant of the streams, never a setting."""
 
 
+def unit_floats(images: Tensor) -> Tensor:
+    """Return images in bytes, 0 to 255, as tasks hold them: float32 from 0 to 1."""
+    return images.to(torch.float32).mul_(1 / 255)
+
+
 def draw_distinct(rng: np.random.Generator, sizes: np.ndarray, count: int) -> np.ndarray:
     """Draw ``count`` distinct numbers of ``range(sizes[r])`` for every row ``r``, in random order.
 
@@ -143,7 +148,7 @@ class ImageClasses(TaskSource):
             index = chosen.reshape(-1).to(device, non_blocking=True)
             found = self.images.index_select(0, index)
             if found.dtype == torch.uint8:
-                found = found.to(torch.float32).mul_(1 / 255)
+                found = unit_floats(found)
             return found.view(stop - start, -1, *self.images.shape[1:])
 
         return Task(

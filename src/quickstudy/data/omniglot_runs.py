@@ -13,7 +13,7 @@ import torch
 from quickstudy.data.archive import GIB, Member, Source, open_files
 from quickstudy.data.base import Dataset, Split
 from quickstudy.data.download import Remote, fetch
-from quickstudy.data.images import ImageClasses
+from quickstudy.data.images import ImageClasses, unit_floats
 from quickstudy.data.omniglot import read_ink
 from quickstudy.data.paths import download_folder, source_folders, store_folder
 from quickstudy.data.store import open_store, write_store
@@ -52,7 +52,7 @@ class Runs(ImageClasses):
                 f"test with --tasks {RUNS} --way {WAY} --shot 1 --queries 1"
             )
         rows = torch.arange(2 * WAY * start, 2 * WAY * stop, device=self.images.device)
-        pairs = self.images[rows].to(torch.float32).mul_(1 / 255).unflatten(0, (stop - start, WAY, 2))
+        pairs = unit_floats(self.images[rows]).unflatten(0, (stop - start, WAY, 2))
         labels = torch.arange(WAY, device=self.images.device).expand(stop - start, -1)
         return Task(pairs[:, :, 0], labels, pairs[:, :, 1], labels, WAY)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from quickstudy.data.base import Dataset, TaskSource
 from quickstudy.data.decode import Resize, convert, decode_image, square
+from quickstudy.data.images import unit_floats
 from quickstudy.data.transformed import TransformedTasks, transformed
 from quickstudy.data.transforms import Convert, Transform, transform_images
 from quickstudy.errors import DataError, InputError
@@ -59,7 +60,7 @@ class PictureReader:
             InputError: one is no picture; the message says what it is.
         """
         pixels = torch.from_numpy(np.stack([self.pixels(picture) for picture in pictures]))
-        return _transformed(self.transforms, pixels.to(torch.float32).mul_(1 / 255))
+        return _transformed(self.transforms, unit_floats(pixels))
 
     def tasks(self, source: TaskSource) -> TaskSource:
         """Return the tasks of another dataset, with their images as a network sees them, made on the source's device.
@@ -122,13 +123,17 @@ def picture_size(shape: Sequence[int], dataset: Dataset | None = None) -> int | 
     return getattr(dataset, "image_size", shape[1])
 
 
-def reader_of(shape: Sequence[int], dataset: Dataset | None, size: int | None) -> Reader:
+def reader_of(shape: Sequence[int], dataset: Dataset | None = None) -> Reader:
     """Return the reader for a network that was trained on a dataset.
 
     Args:
         shape, dataset: as of :func:`picture_size`.
-        size: what that returns.
     """
+    return reader_of_size(picture_size(shape, dataset), shape, dataset)
+
+
+def reader_of_size(size: int | None, shape: Sequence[int], dataset: Dataset | None) -> Reader:
+    """Return the reader for a network of which it is known what :func:`picture_size` returns, ``size``."""
     transforms = getattr(dataset, "test_transforms", ())
     if size is None:
         return ArrayReader(transforms)

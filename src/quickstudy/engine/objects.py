@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from quickstudy.data.base import Dataset
-from quickstudy.data.reader import picture_size, reader_of
+from quickstudy.data.reader import reader_of
 from quickstudy.engine.checkpoint import restore
 from quickstudy.engine.evaluate import make_current, pick_device
 from quickstudy.engine.progress import Bar
@@ -77,8 +77,7 @@ def meta_train(
             raise Diverged(f"{error}. A lower learning rate, {error.remedy} may help") from error
         restore(method, group.best[0])
         calibrate(method, recipe, seed, device)
-    size = picture_size(method.input_shape, recipe.dataset)
-    return Trained(method.eval(), reader_of(method.input_shape, recipe.dataset, size)), group.history
+    return Trained(method.eval(), reader_of(method.input_shape, recipe.dataset)), group.history
 
 
 def meta_test(

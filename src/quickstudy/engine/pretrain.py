@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, ReduceLROnP
 from quickstudy.choices import check_choices
 from quickstudy.data.base import SPLITS, Dataset, Split, generator
 from quickstudy.data.embeddings import Layout, grouped, write_embeddings
-from quickstudy.data.images import ImageClasses
+from quickstudy.data.images import ImageClasses, unit_floats
 from quickstudy.data.progress import track
 from quickstudy.data.reader import picture_size
 from quickstudy.data.transformed import TransformedTasks
@@ -224,7 +224,7 @@ class LabelledImages:
             transforms: what is to be done to them.
             unit: the numbers that the transforms need, ``[m, numbers]``; not given where there is nothing random.
         """
-        images = self.classes.images.index_select(0, rows).to(torch.float32).mul_(1 / 255)
+        images = unit_floats(self.classes.images.index_select(0, rows))
         return transform_images(transforms, images, images.new_empty(len(rows), 0) if unit is None else unit)
 
 

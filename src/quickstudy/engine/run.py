@@ -112,7 +112,8 @@ class Run:
     def example(self) -> Task | None:
         """A task of random inputs of the shape that was trained on, ``None`` in regression: to build a method without
         the data; ``None`` also for runs of a version that did not keep the shape."""
-        shape, way = self.info.get("input_shape"), self.info.get("way")
+        info = self.info
+        shape, way = info.get("input_shape"), info.get("way")
         return None if shape is None or way is None else Task.of_noise(way, shape)
 
     def write_text(self, name: str, text: str) -> None:

@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
+from torch import Tensor
 
-from quickstudy.data.base import Dataset
-from quickstudy.data.reader import picture_size, reader_of
+from quickstudy.data.base import Dataset, TaskSource
+from quickstudy.data.reader import reader_of
 from quickstudy.data.registry import DATASETS, dataset_entry
 from quickstudy.engine.checkpoint import restore
 from quickstudy.engine.evaluate import evaluate, make_current
-from quickstudy.engine.models import Models
+from quickstudy.engine.models import Models, TaskFunction, scores
 from quickstudy.engine.recipe import Recipe, differences, instantiate, parse_recipe, recipe_names, recipe_text
 from quickstudy.engine.run import Run, environment
 from quickstudy.engine.statistics import Estimate, estimate
@@ -291,13 +292,35 @@ def test_methods(
     source = dataset.split("test").to(device)
     given = example = source.tasks(shape, 0, 1, seed=number)[0]
     if dataset is not recipe.dataset and given.support_x.ndim == 4:
-        size = picture_size(first.input_shape, recipe.dataset)
-        source = reader_of(first.input_shape, recipe.dataset, size).tasks(source)
+        source = reader_of(first.input_shape, recipe.dataset).tasks(source)
         example = source.tasks(shape, 0, 1, seed=number)[0]
     first.check(example)
-    scores, chunk = {}, None
+    measured = evaluate_each(methods, recipe, source, shape, tasks)
+    was, now = ("×".join(map(str, task.support_x.shape[1:])) for task in (given, example))
+    return {seed: own[:, 1].tolist() for seed, own in measured.items()}, None if was == now else f"of {was} as {now}"
+
+
+def evaluate_each(
+    methods: Mapping[int, Method],
+    recipe: Recipe,
+    source: TaskSource,
+    shape: TaskShape,
+    tasks: int,
+    measure: TaskFunction = scores,
+) -> dict[int, Tensor]:
+    """Return the measure of every task for each method, ``[tasks, ...]``; all are batched as is fastest for the first.
+
+    Args:
+        methods: built, one for each seed, on whose stream of tasks it is evaluated.
+        recipe: that they were trained by.
+        source: where the tasks come from.
+        shape: their size.
+        tasks: how many, for each seed.
+        measure: what to compute of each task, by default its query loss and its score.
+    """
+    measured, chunk = {}, None
     for seed, method in methods.items():
-        found, chunk = evaluate(
+        result, chunk = evaluate(
             Models([method]),
             source,
             shape,
@@ -306,10 +329,10 @@ def test_methods(
             chunk=chunk,
             bound=recipe.train.chunk,
             cast=recipe.train.cast,
+            measure=measure,
         )
-        scores[seed] = found[0, :, 1].tolist()
-    was, now = ("×".join(map(str, task.support_x.shape[1:])) for task in (given, example))
-    return scores, None if was == now else f"of {was} as {now}"
+        measured[seed] = result[0]
+    return measured
 
 
 def calibrate(method: Method, recipe: Recipe, seed: int, device: str) -> None:

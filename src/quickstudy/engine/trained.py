@@ -12,7 +12,7 @@ from jsonargparse import Namespace
 from torch import nn
 
 from quickstudy.data.base import Dataset
-from quickstudy.data.reader import ArrayReader, PictureReader, Reader, picture_size, reader_of
+from quickstudy.data.reader import ArrayReader, PictureReader, Reader, reader_of, reader_of_size
 from quickstudy.data.transforms import Transform
 from quickstudy.engine.checkpoint import load_weights, restore, save_weights, tensors_of
 from quickstudy.engine.pretrain import EmbedRecipe, Pretrained, nearest_centroid
@@ -81,7 +81,7 @@ class Trained:
         """Return a method that was made in Python; pictures are brought to the size of its inputs, if it is built."""
         if not method.built:
             return cls(method)
-        return cls(method, reader_of(method.input_shape, None, picture_size(method.input_shape)))
+        return cls(method, reader_of(method.input_shape))
 
     @classmethod
     def open(cls, folder: str | Path, seed: int | None = None) -> Self:
@@ -167,8 +167,11 @@ class Trained:
 
 
 def _reader(method: Method, dataset: Dataset, run: Run) -> Reader:
+    """Return what makes inputs of the method of a run, which has kept the size of pictures unless it is old."""
     shape, info = method.input_shape, run.info
-    return reader_of(shape, dataset, info["picture_size"] if "picture_size" in info else picture_size(shape, dataset))
+    if "picture_size" in info:
+        return reader_of_size(info["picture_size"], shape, dataset)
+    return reader_of(shape, dataset)
 
 
 def write_info(path: Path, **values: Any) -> None:
