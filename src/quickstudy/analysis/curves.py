@@ -66,7 +66,8 @@ def write_curves(runs: Sequence[Run], path: Path) -> Path:
         RecipeError: a run has not been validated yet.
         FileError: the file cannot be written.
     """
-    rows = [{"recipe": run.name, "planned_updates": _planned(run), **row} for run in runs for row in _rows(run)]
+    settings = [{"recipe": run.name, "differs": _differs(run), "planned_updates": _planned(run)} for run in runs]
+    rows = [setting | row for setting, run in zip(settings, runs) for row in _rows(run)]
     short = [{key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()} for row in rows]
     return write_text(path, csv_text(short))
 
@@ -91,9 +92,13 @@ def _means(run: Run) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 def _label(run: Run) -> str:
     done, planned = max(row["update"] for row in _rows(run)), _planned(run)
-    notes = [differs(run.name, parse_recipe(run.recipe_text))]
+    notes = [_differs(run)]
     notes += [f"{done:,} of {planned:,} updates"] if done < planned else []
     return ", ".join([run.name, *filter(None, notes)])
+
+
+def _differs(run: Run) -> str:
+    return differs(run.name, parse_recipe(run.recipe_text))
 
 
 def _planned(run: Run) -> int:
