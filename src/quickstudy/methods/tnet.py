@@ -82,6 +82,8 @@ class TNet(MAML):
 
     def create(self, features: int, outputs: int) -> None:
         super().create(features, outputs)
+        if isinstance(self.backbone, MLP):
+            nn.init.zeros_(self.head.bias)  # as published; MLP(zero_bias=True) does so with its own
         if not self.adapts_first_weight:
             self.adapted -= {f"backbone.{self.kind}.0.weight"}
         units = [len(layer.bias) for layer in self.layers.values()]
