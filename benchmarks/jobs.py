@@ -109,7 +109,12 @@ JOBS = (
         baseline.mlp,
         "omniglot/lstm-sequential-mlp-order-5w1s",
     ),
-    Job("conv-4-32 28x28, Meta-LSTM 12 steps, 1 task", baseline.conv4, "miniimagenet/meta-lstm-conv4-5w1s", _META_LSTM),
+    Job(
+        "conv-4-32 28x28, Meta-LSTM 12 steps, 1 task",
+        baseline.conv4,
+        "miniimagenet/meta-lstm-conv4-32-5w1s",
+        _META_LSTM,
+    ),
 )
 
 

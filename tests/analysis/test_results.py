@@ -34,7 +34,7 @@ def test_the_tables_of_the_specification() -> None:
     assert known["sine/op-lstm-91x3-5shot/huisman2023"] == ("0.1054", "0.009")
     assert known["omniglot/maml-mlp-5w1s/huisman2023"] == ("84.09", "0.92")
     assert known["cub-to-miniimagenet/op-lstm-conv4-5w5s/huisman2023"] == ("49.02", "0.4")
-    assert known["miniimagenet/meta-lstm-conv4-5w5s/ravi2017"] == ("60.6", "0.71")
+    assert known["miniimagenet/meta-lstm-conv4-32-5w5s/ravi2017"] == ("60.6", "0.71")
     assert known["tieredimagenet/leo-wrn-28-10-5w5s/rusu2019"] == ("81.44", "0.09")
     assert known["omniglot/matching-l2-conv4-20w1s/reimplementation"] == ("92.8", "")
     assert known["cifar-fs/protonet-conv4-5w1s/bertinetto2019"] == ("55.5", "0.7")

@@ -212,6 +212,9 @@ def test_every_recipe_says_what_it_is_and_what_was_published(name: str) -> None:
     known = {row["id"]: row for row in csv.DictReader(PUBLISHED.open())}
     recipe = yaml.safe_load(text)
     dataset = name.split("/")[0]
+    backbone = recipe["method"].get("init_args", {}).get("backbone", {})
+    if backbone.get("class_path") == "quickstudy.nn.Conv4" and dataset != "glyphs":
+        assert f"-conv4{'-32' if backbone.get('init_args', {}).get('channels') == 32 else ''}-" in name
     used = getattr(locate(recipe["dataset"]["class_path"]), "name", None)
     assert (recipe["dataset"]["init_args"]["of"] if used == "embeddings" else used) == dataset
     assert len(set(recipe["published"])) == len(recipe["published"])
