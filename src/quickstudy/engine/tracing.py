@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_flatten
 
+from quickstudy.engine.recording import record
 from quickstudy.nn.lstm import IMPLEMENTATIONS
 
 Program = Callable[[Sequence[Tensor]], Sequence[Tensor]]
@@ -80,8 +79,7 @@ def trace(function: Program, inputs: Sequence[Tensor]) -> Program:
     Raises:
         Exception: the function cannot be traced, because it looks at the values of its tensors.
     """
-    module = make_fx(lambda *tensors: function(tensors))(*inputs)
-    graph = module.graph
+    graph, constants = record(function, inputs)
     changing = _written(graph)
     for node in graph.nodes:
         if node.op == "call_function" and (node.target is not aten._to_copy.default or node not in changing):
@@ -96,8 +94,7 @@ def trace(function: Program, inputs: Sequence[Tensor]) -> Program:
             node.target = _CALLED_DIRECTLY[node.target]
         elif node.target in _CALLED_AS_METHODS:
             node.op, node.target = "call_method", _CALLED_AS_METHODS[node.target]
-    module = fx.GraphModule(module, graph)
-    code = module.forward
+    code = fx.GraphModule(constants, graph).forward
 
     def program(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         with torch.no_grad(), torch.autocast(device, enabled=False):  # its casts are in the program already
@@ -180,12 +177,19 @@ def _merge(graph: fx.Graph, changing: Collection[fx.Node]) -> None:
         random = isinstance(node.target, OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
         if random or node in changing or node.op not in ("call_function", "get_attr"):
             continue
-        leaves, structure = tree_flatten((node.args, node.kwargs))
-        values = tuple(leaf if isinstance(leaf, fx.Node) else (type(leaf), repr(leaf)) for leaf in leaves)
-        known = first.setdefault((node.target, repr(structure), values), node)
+        known = first.setdefault((node.target, _fixed(node.args), _fixed(node.kwargs)), node)
         if known is not node:
             node.replace_all_uses_with(known)
             graph.erase_node(node)
+
+
+def _fixed(value: Any) -> Hashable:
+    """Return something that is equal for equal arguments of an operation."""
+    if isinstance(value, fx.Node):
+        return value
+    if isinstance(value, dict):
+        return tuple((key, _fixed(part)) for key, part in value.items())
+    return tuple(map(_fixed, value)) if isinstance(value, list | tuple) else (type(value), repr(value))
 
 
 def _lay_out(graph: fx.Graph) -> None:
@@ -247,10 +251,8 @@ def _only_user(node: fx.Node) -> fx.Node | None:
 
 
 def _layout(node: fx.Node) -> tuple | None:
-    meta = node.meta.get("tensor_meta")
-    return None if meta is None else (meta.shape, meta.stride, meta.dtype)
+    return node.meta.get("layout")
 
 
 def _contiguous(node: Any) -> bool:
-    meta = node.meta.get("tensor_meta")
-    return meta is not None and meta.memory_format == torch.contiguous_format
+    return node.meta.get("contiguous", False)
