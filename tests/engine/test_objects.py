@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +18,8 @@ from quickstudy import data, engine
 from quickstudy.engine import testing
 from quickstudy.engine.checkpoint import tensors_of
 from quickstudy.engine.job import Quiet
-from quickstudy.errors import BackboneError, DataError, RecipeError, TrainingError
+from quickstudy.engine.train import Diverged, Interrupted
+from quickstudy.errors import BackboneError, DataError, RecipeError
 from quickstudy.methods import MAML, NearestNeighbour, ProtoNet
 from quickstudy.nn import MLP, Conv4
 
@@ -189,8 +193,27 @@ def test_on_another_dataset() -> None:
 
 def test_a_broken_training_says_what_may_help() -> None:
     given = replace(recipe(SINE), method=SteepAtZero(MLP([4])))
-    with pytest.raises(TrainingError, match=r"not finite at update 0.*A lower learning rate"):
+    with pytest.raises(Diverged, match=r"not finite at update 0.*A lower learning rate") as caught:
         qs.meta_train(given, listener=Quiet())
+    assert [row["update"] for row in caught.value.history] == [0]
+    assert qs.meta_test(caught.value.trained, given, tasks=2).count == 2
+
+
+def test_what_a_stopped_training_had_come_to_is_not_lost() -> None:
+    class Impatient(Quiet):
+        def step(self, updates: int, loss: Callable[[], float]) -> None:
+            if updates == 7:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    given = recipe(SINE, "--train.updates=20", "--validation.every=5", "--train.batching=loop")
+    with pytest.raises(
+        Interrupted, match=r"stopped by SIGINT after update 7 of 20.*sys\.last_value\.trained"
+    ) as caught:
+        qs.meta_train(given, listener=Impatient())
+    short, history = qs.meta_train(recipe(SINE, "--train.updates=5", "--train.batching=loop"), listener=Quiet())
+    found, expected = tensors_of(caught.value.trained.method), tensors_of(short.method)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert [row["val_score"] for row in caught.value.history] == [row["val_score"] for row in history]
 
 
 def test_published_recipes_by_name() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -22,7 +23,17 @@ from quickstudy.engine.progress import Bar
 from quickstudy.engine.recipe import Recipe
 from quickstudy.engine.statistics import Estimate, estimate
 from quickstudy.engine.testing import calibrate, test_methods
-from quickstudy.engine.train import Diverged, Group, Listener, NotFinite, advance, initial_methods
+from quickstudy.engine.train import (
+    Diverged,
+    Group,
+    Interrupted,
+    Listener,
+    NotFinite,
+    Stopped,
+    advance,
+    caught_signals,
+    initial_methods,
+)
 from quickstudy.engine.trained import Trained
 from quickstudy.errors import RecipeError
 from quickstudy.methods import Method
@@ -51,7 +62,9 @@ def meta_train(
         RecipeError: the method has no parameters to learn, or there is no such device.
         BackboneError: the network cannot serve (:func:`quickstudy.nn.adopt`).
         DataError: the data is not on this machine, or too little for the tasks.
-        TrainingError: a loss or a gradient is not finite.
+        Diverged, Interrupted: a loss or a gradient is not finite, or Ctrl-C or a signal came (after the update that it
+            came in; a second one ends at once). The exception has what would have been returned, as of the best
+            validation until then: ``trained`` and ``history``.
     """
     _check_recipe(recipe)
     device = pick_device(device)
@@ -68,16 +81,35 @@ def meta_train(
             title, metric = type(method).__name__, recipe.dataset.metric
             listener = stack.enter_context(Bar(title, group.total, recipe.train.meta_batch, metric, Console()))
         listener.validated(group.validate(), group.best_scores)
+        early = _train(group, listener)
+        restore(method, group.best[0])
+        calibrate(method, recipe, seed, device)
+    trained = Trained(method.eval(), reader_of(method.input_shape, recipe.dataset))
+    if early is None:
+        return trained, group.history
+    early.trained, early.history = trained, group.history
+    raise early
+
+
+def _train(group: Group, listener: Listener) -> Stopped | None:
+    """Train to the end, or return why it ended early."""
+    kept = "this exception has what it had come to until then, as its .trained (in a notebook: sys.last_value.trained)"
+    with caught_signals() as received:
         try:
             while group.updates < group.total:
                 if advance(group, listener):
                     group.check()
                     listener.validated(group.validate(), group.best_scores)
+                if received and group.updates < group.total:
+                    name = signal.Signals(received[0]).name
+                    return Interrupted(
+                        f"stopped by {name} after update {group.updates:,} of {group.total:,}; {kept}", received[0]
+                    )
         except NotFinite as error:
-            raise Diverged(f"{error}. A lower learning rate, {error.remedy} may help") from error
-        restore(method, group.best[0])
-        calibrate(method, recipe, seed, device)
-    return Trained(method.eval(), reader_of(method.input_shape, recipe.dataset)), group.history
+            early = Diverged(f"{error}; {kept}. A lower learning rate, {error.remedy} may help")
+            early.__cause__ = error
+            return early
+    return None
 
 
 def meta_test(

@@ -47,12 +47,24 @@ class NotFinite(TrainingError):
         self.remedy = remedy
 
 
-class Diverged(TrainingError):
-    """A training ended, because a loss or a gradient is not finite; what it had come to is saved, if it had."""
+class Stopped(TrainingError):
+    """A training ended early.
+
+    Attributes:
+        trained: what a training in memory had come to by then, the method with the weights of the best validation.
+        history: its rows of metrics.
+    """
+
+    trained: Any = None
+    history: Sequence[dict[str, Any]] = ()
 
 
-class Interrupted(TrainingError):
-    """A signal stopped the training after a whole step, and its state was saved.
+class Diverged(Stopped):
+    """A loss or a gradient is not finite; what the training had come to is kept, if it had."""
+
+
+class Interrupted(Stopped):
+    """A signal stopped the training after a whole step, and what it had come to is kept.
 
     Attributes:
         signal_number: which signal.
