@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -77,7 +78,7 @@ def test_other_tensors_are_read_anew_and_new_ones_are_made_anew() -> None:
         made += inputs[0]
         return [made, outer * 2, outer]
 
-    module = run(function, [torch.zeros(2)])
+    module = run(function, [torch.ones(2)])
     outer.fill_(3)
     for _ in range(2):
         made, doubled, same = module(torch.ones(2))
@@ -99,6 +100,17 @@ def test_other_tensors_are_read_anew_and_new_ones_are_made_anew() -> None:
 def test_what_looks_at_values_is_refused(function: Callable[[Tensor], Tensor]) -> None:
     with pytest.raises(BackboneError, match=r"aten\.\S+ looks at the values of a tensor"):
         record(lambda inputs: [function(inputs[0])], [torch.ones(3)])
+
+
+def test_copies_of_memory_are_refused() -> None:
+    with pytest.raises(BackboneError, match="takes a UntypedStorage, which a graph cannot hold"):
+        record(lambda inputs: [copy.deepcopy(inputs[0] * 2)], [torch.ones(3)])
+
+
+def test_inputs_are_told_apart() -> None:
+    x = torch.ones(3)
+    with pytest.raises(BackboneError, match="two inputs are the same tensor"):
+        record(lambda inputs: [inputs[0] - inputs[1]], [x, x])
 
 
 def test_places_are_no_values() -> None:

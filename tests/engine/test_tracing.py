@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from quickstudy.engine.models import LOOP, Models, meta_loss
 from quickstudy.engine.tracing import _OFTEN_NOTHING, Program, trace
+from quickstudy.errors import BackboneError
 from quickstudy.methods import MAML, OPLSTM, Method, PlainLSTM, ProtoNet
 from quickstudy.nn import MLP, Conv4
 from quickstudy.task import Task
@@ -236,6 +237,79 @@ def test_what_is_random_or_written_to_is_not_merged(function: Any, batched: bool
     assert torch.equal(x, kept)
 
 
+def fresh(x: Tensor) -> Tensor:
+    made = torch.tensor([1.0, 2.0, 3.0])
+    made += x.sum()
+    return made
+
+
+def written_to_in_other_ways(x: Tensor) -> Tensor:
+    one, other, third = torch.empty(2, 3), torch.empty(2, 3), x + 1
+    torch.add(x, 1, out=one)
+    torch.mul(x, 2, out=other)
+    before = third * 3
+    torch._foreach_mul_([third], 2.0)
+    return one - other + before + third * 3
+
+
+def turned_in_place(x: Tensor) -> Tensor:
+    turned = x.detach()
+    turned.t_()
+    return x.sum(0) + turned.sum(1)
+
+
+def scaled_by_one_and_written_to(x: Tensor) -> Tensor:
+    return x + (x * 1).add_(1)
+
+
+def drawn_by_an_operation_of_ones_own(x: Tensor) -> Tensor:
+    return drawn(x) - drawn(x)
+
+
+@torch.library.custom_op("quickstudy_tests::drawn", mutates_args=())
+def drawn(x: Tensor) -> Tensor:
+    return torch.rand_like(x)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [fresh, written_to_in_other_ways, turned_in_place, scaled_by_one_and_written_to, drawn_by_an_operation_of_ones_own],
+)
+def test_what_is_new_or_written_to_or_drawn_is_so_in_every_run(function: Callable[[Tensor], Tensor]) -> None:
+    program = trace(lambda inputs: [function(inputs[0])], [torch.rand(2, 3)])
+    for _ in range(2):
+        x = torch.rand(2, 3)
+        results = []
+        for run in (lambda inputs: [function(inputs[0])], program):
+            torch.manual_seed(1)
+            results += run([x.clone()])
+        assert torch.equal(*results)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: torch.tensor([x.mean(), x.std()]),
+        lambda x: nn.Parameter(x) * 2,
+        lambda x: x + torch.tensor(x.tolist()),
+        lambda x: x * torch.from_numpy(x.numpy() + 1),
+    ],
+    ids=["numbers", "parameter", "list", "array"],
+)
+def test_what_takes_values_past_the_operations_is_not_traced(function: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(BackboneError, match="where PyTorch does not see it"):
+        trace(lambda inputs: [function(inputs[0])], [torch.rand(2, 3)])
+
+
+def test_tasks_that_lie_otherwise_in_memory_have_a_program_of_their_own() -> None:
+    models = Models([built("maml, conv"), built("maml, conv")])
+    tasks = Task.stack([batch(), batch()])
+    for count in (2, 3):
+        some = tasks.map(lambda tensor: tensor[:, :count])  # noqa: B023
+        plain, traced = ([x for x, _ in models.differentiate(meta_loss, some, 2, traced=t)] for t in (False, True))
+        torch.testing.assert_close(plain, traced)
+
+
 def test_what_cannot_be_traced_runs_as_it_is_whatever_the_size_of_the_chunk() -> None:
     class Unpredictable(nn.Flatten):
         def forward(self, input: Tensor) -> Tensor:
@@ -246,6 +320,23 @@ def test_what_cannot_be_traced_runs_as_it_is_whatever_the_size_of_the_chunk() ->
     for _ in range(2):  # three tasks in chunks of two
         parts = models.differentiate(meta_loss, tasks, 2, traced=True, each_task=True)
         assert [len(losses) for losses, _ in parts] == [2, 1]
+
+
+class Recurrent(nn.Module):
+    """An ``nn.LSTM``, whose operation gives what is no tensor to its derivative: its program would not run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(8, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lstm(x.flatten(1, 2))[0][:, -1]
+
+
+def test_a_network_whose_program_does_not_run_is_not_traced() -> None:
+    models, tasks = Models([ProtoNet(Recurrent()).build(batch()[0])]), batch()
+    plain, traced = ([x for x, _ in models.differentiate(meta_loss, tasks, LOOP, traced=t)] for t in (False, True))
+    torch.testing.assert_close(plain, traced)
 
 
 def test_a_program_is_of_one_number_of_classes() -> None:

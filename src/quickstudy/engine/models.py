@@ -189,14 +189,12 @@ class Models:
 
     def _program(self, purpose: Hashable, compute: Program, inputs: Sequence[Tensor]) -> Program:
         """Return the traced program for inputs of these shapes; the function itself where tracing fails."""
-        shapes = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
+        shapes = tuple((tensor.shape, tensor.stride(), tensor.dtype) for tensor in inputs)
         autocast = torch.is_autocast_enabled(inputs[0].device.type)
         key = (purpose, shapes, self.method.training, self.method.norm, self.method.steps_now, autocast)
         if key not in self._programs:
-            devices = [inputs[0].device] if inputs[0].is_cuda else []
             try:
-                with torch.random.fork_rng(devices=devices):  # what tracing draws, training does not miss
-                    self._programs[key] = trace(compute, inputs)
+                self._programs[key] = trace(compute, inputs)
             except Exception:  # whatever the network does that cannot be traced, it still runs as it is
                 self._programs[key] = None
         return self._programs[key] or compute

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -34,18 +35,24 @@ def record(
         is ``contiguous``.
 
     Raises:
-        BackboneError: the function looks at the values of its tensors.
+        BackboneError: the function looks at the values of its tensors, or copies memory; or two inputs are the same.
     """
+    if len({id(tensor) for tensor in inputs}) < len(inputs):
+        raise BackboneError("two inputs are the same tensor, and cannot be told apart")
     recorder = Recorder()
     for number, tensor in enumerate(inputs):
         recorder.describe(tensor, recorder.graph.placeholder(f"input_{number}"))
-    cached = torch.is_autocast_cache_enabled()
+    cached, collects = torch.is_autocast_cache_enabled(), gc.isenabled()
     torch.set_autocast_cache_enabled(False)  # what was cast before would be a constant
+    torch.clear_autocast_cache()
+    gc.disable()  # in PyTorch 2.6 a collection forgets tensors that autograd still has
     try:
         with recorder:
             results = function(inputs)
     finally:
         torch.set_autocast_cache_enabled(cached)
+        if collects:
+            gc.enable()
     recorder.graph.output([recorder.node(result) for result in results])
     return recorder.graph, recorder.constants
 
@@ -71,7 +78,7 @@ class Recorder(TorchDispatchMode):
         # A tensor made of numbers is new every time, for it may be written to.
         target = aten.lift_fresh_copy.default if func is aten.lift_fresh.default else func
         node = self.graph.call_function(target, self._named(args), self._named(kwargs))
-        result = func(*args, **kwargs)
+        result = target(*args, **kwargs)
         self.describe(result, node)
         return result
 
@@ -104,6 +111,8 @@ class Recorder(TorchDispatchMode):
             return type(value)(self._named(part) for part in value)
         if isinstance(value, dict):
             return {key: self._named(part) for key, part in value.items()}
+        if isinstance(value, torch.UntypedStorage | torch.Generator):
+            raise BackboneError(f"an operation takes a {type(value).__name__}, which a graph cannot hold")
         return value
 
 

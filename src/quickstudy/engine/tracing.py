@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 
 from quickstudy.engine.recording import record
+from quickstudy.errors import BackboneError
 from quickstudy.nn.lstm import IMPLEMENTATIONS
 
 Program = Callable[[Sequence[Tensor]], Sequence[Tensor]]
@@ -70,25 +71,43 @@ _CALLED_AS_METHODS: dict[Any, str] = {
 def trace(function: Program, inputs: Sequence[Tensor]) -> Program:
     """Return a flat program that computes what ``function`` computes, for inputs of these shapes.
 
-    Whatever ``function`` reads besides its inputs is a constant of the program.
+    Whatever ``function`` reads besides its inputs is a constant of the program. It runs a second time, with other
+    inputs, to see that the program does the same with these too.
 
     Args:
         function: from tensors to tensors; may differentiate and vmap inside.
         inputs: examples of its inputs.
 
     Raises:
-        Exception: the function cannot be traced, because it looks at the values of its tensors.
+        Exception: the function cannot be traced, because it looks at the values of its tensors, or takes them where
+            they are not seen (as ``torch.tensor`` of tensors, ``copy.deepcopy`` and ``nn.Parameter`` do).
     """
-    graph, constants = record(function, inputs)
-    changing = _written(graph)
-    for node in graph.nodes:
-        if node.op == "call_function" and (node.target is not aten._to_copy.default or node not in changing):
-            _simplify(node)
-    graph.eliminate_dead_code()
-    _merge(graph, changing)
     device = inputs[0].device.type
+    with torch.random.fork_rng(devices=[inputs[0].device] if device == "cuda" else []):  # its draws are not missed
+        graph, constants = record(function, inputs)
+        changing = _written(graph)
+        if all(map(_tells_what_it_does, graph.nodes)):
+            _shorten(graph, changing, device)
+        program = _compiled(graph, constants, device)
+        _compare(program, function, inputs)
+    kept = any(node in changing for node in graph.nodes if node.op in ("placeholder", "get_attr"))
+    return _captured(program, inputs) if device == "cuda" and not kept else program
+
+
+def _shorten(graph: fx.Graph, changing: Collection[fx.Node], device: str) -> None:
+    """Take out what does nothing, is not used, or is done twice, and lay out matrices as they are read."""
+    for node in graph.nodes:
+        copies = node.target in (aten._to_copy.default, aten.mul.Scalar)
+        if node.op == "call_function" and not (copies and node in changing):
+            _simplify(node)
+    graph.eliminate_dead_code(_matters)
+    _merge(graph, changing)
     if device == "cpu" and not changing:
         _lay_out(graph)
+
+
+def _compiled(graph: fx.Graph, constants: dict[str, Tensor], device: str) -> Program:
+    """Return the program of a graph."""
     for node in graph.nodes:
         if node.target in _CALLED_DIRECTLY:
             node.target = _CALLED_DIRECTLY[node.target]
@@ -100,7 +119,32 @@ def trace(function: Program, inputs: Sequence[Tensor]) -> Program:
         with torch.no_grad(), torch.autocast(device, enabled=False):  # its casts are in the program already
             return code(*inputs)
 
-    return _captured(program, inputs) if device == "cuda" else program
+    return program
+
+
+def _compare(program: Program, function: Program, inputs: Sequence[Tensor]) -> None:
+    """Raise if the program does not give the results of the function, to rounding, for other inputs than it is of."""
+    results = []
+    for run in (function, program):
+        torch.manual_seed(0)
+        results.append(run([_another(tensor) for tensor in inputs]))
+    for expected, found in zip(*results, strict=True):
+        if expected.device.type == "meta":
+            continue
+        finite = expected[expected.isfinite()].abs()
+        bound = 0.01 * finite.max().item() if finite.numel() else 0
+        if not torch.allclose(found, expected, rtol=0, atol=bound, equal_nan=True):
+            raise BackboneError("the function takes values of its inputs where PyTorch does not see it")
+
+
+def _another(tensor: Tensor) -> Tensor:
+    """Return a tensor of the same layout with other values: numbers a tenth larger, places and labels moved on."""
+    if not tensor.numel() or any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride())):
+        return tensor
+    own = tensor.detach()
+    other = torch.empty_strided(own.shape, own.stride(), dtype=own.dtype, device=own.device)
+    other.copy_(1.1 * own if own.is_floating_point() else own.roll(1, -1) if own.ndim else own)
+    return other.requires_grad_(tensor.requires_grad)
 
 
 def _captured(program: Program, inputs: Sequence[Tensor]) -> Program:
@@ -127,6 +171,34 @@ def _captured(program: Program, inputs: Sequence[Tensor]) -> Program:
             return [result.clone() for result in results]  # the next replay overwrites them
 
     return replay
+
+
+def _tells_what_it_does(node: fx.Node) -> bool:
+    """Tell whether all that an operation does is its result, or a write into a tensor that :func:`_written` sees."""
+    target = node.target
+    if not isinstance(target, OpOverload):
+        return True
+    if target.namespace not in ("aten", "quickstudy") or torch.Tag.inplace_view in target.tags:
+        return False
+    if "batch_norm" in target.overloadpacket.__name__ and len(node.args) > 3 and isinstance(node.args[3], fx.Node):
+        return target.overloadpacket.__name__.endswith("backward")  # others write running statistics
+    written = [
+        argument.name
+        for argument in target._schema.arguments
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+    places = dict(zip([argument.name for argument in target._schema.arguments], node.args))
+    return all(isinstance(places.get(name), fx.Node) for name in written)
+
+
+def _matters(node: fx.Node) -> bool:
+    """Tell whether an operation matters even if its result is not used: it checks something, or draws at random."""
+    if node.is_impure():
+        return True
+    target = node.target
+    return isinstance(target, OpOverload) and (
+        not target._schema.returns or torch.Tag.nondeterministic_seeded in target.tags
+    )
 
 
 def _simplify(node: fx.Node) -> None:
