@@ -107,6 +107,10 @@ class BatchNorm(nn.Module):
         return f"{len(self.weight)}, eps={self.eps}"
 
 
+_GRADIENTS_MATERIALISE = torch.__version__ < (2, 11)  # pyright: ignore[reportOperatorIssue]
+"""Whether a gradient that is not there has to be zeros: before, vmap over a derivative failed without (2.6 does)."""
+
+
 class _Normalise(torch.autograd.Function):
     """``normal * weight + bias`` with ``normal = (x - mean) * scale`` and ``scale = 1 / sqrt(variance + eps)``.
 
@@ -130,7 +134,7 @@ class _Normalise(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         _, weight, _, _ = inputs
         _, normal, _, scale = output
-        ctx.set_materialize_grads(False)
+        ctx.set_materialize_grads(_GRADIENTS_MATERIALISE)
         ctx.save_for_backward(weight, normal, scale)
 
     @staticmethod
