@@ -71,6 +71,17 @@ def quickstudy_process(arguments: Sequence[str], folder: Path, **options) -> sub
     )
 
 
+class Recurrent(nn.Module):
+    """PyTorch's LSTM over the rows of images of some width: it has no rule for vmap, and no program of it runs."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(width, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lstm(x.flatten(1, 2))[0][:, -1]
+
+
 class Dropping(nn.Module):
     """A network that draws random numbers in training."""
 

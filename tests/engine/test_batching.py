@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from helpers import single
+from helpers import Recurrent, single
 from torch import Tensor, nn
 
 from quickstudy.data.base import Dataset
@@ -219,20 +219,9 @@ def test_half_precision_is_near_and_not_equal() -> None:
     torch.testing.assert_close(found["bfloat16"], found["float32"], rtol=0.1, atol=0.1)
 
 
-class Recurrent(nn.Module):
-    """PyTorch's LSTM has no rule for vmap."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lstm = nn.LSTM(16, 4, batch_first=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.lstm(x.flatten(1, 2))[0][:, -1]
-
-
 def test_networks_without_a_vmap_rule_run_in_a_loop() -> None:
     def make() -> Recipe:
-        return dataclasses.replace(recipe(precision="float32"), method=ProtoNet(Recurrent()))
+        return dataclasses.replace(recipe(precision="float32"), method=ProtoNet(Recurrent(16)))
 
     group = Group(make(), [0], build_methods(make, [0]), "cpu")
     group.update()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import Recurrent
 from torch import Tensor, fx, nn
 
 from quickstudy.engine.models import LOOP, Models, meta_loss
@@ -322,19 +323,8 @@ def test_what_cannot_be_traced_runs_as_it_is_whatever_the_size_of_the_chunk() ->
         assert [len(losses) for losses, _ in parts] == [2, 1]
 
 
-class Recurrent(nn.Module):
-    """An ``nn.LSTM``, whose operation gives what is no tensor to its derivative: its program would not run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lstm = nn.LSTM(8, 4, batch_first=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.lstm(x.flatten(1, 2))[0][:, -1]
-
-
 def test_a_network_whose_program_does_not_run_is_not_traced() -> None:
-    models, tasks = Models([ProtoNet(Recurrent()).build(batch()[0])]), batch()
+    models, tasks = Models([ProtoNet(Recurrent(8)).build(batch()[0])]), batch()
     plain, traced = ([x for x, _ in models.differentiate(meta_loss, tasks, LOOP, traced=t)] for t in (False, True))
     torch.testing.assert_close(plain, traced)
 
